@@ -1,0 +1,36 @@
+//! What Hoist's programs say to each other: names, topics, signed deployments and status reports.
+//!
+//! This crate is pure: no clock, no files, no network, no tokio. A value that exists is valid, and
+//! [`VerifiedDeployment`] has one maker, [`TrustedKeys::verify`].
+
+mod client;
+mod deployment;
+mod envelope;
+mod key;
+pub mod limits;
+mod name;
+mod order;
+mod status;
+mod store_path;
+mod text;
+mod time;
+mod topic;
+
+pub use client::{BrokerUrl, BrokerUrlError, DEFAULT_PORT, client_id, is_client_id_of};
+pub use deployment::{
+    CacheKey, DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Goal, HealthCheck,
+    Kind, Provenance, RollbackTo, SubstituterError, SubstituterUrl, Target,
+};
+pub use envelope::{
+    SignError, TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, sign,
+};
+pub use key::{KeyError, PublicKey, SigningKey};
+pub use name::{AgentName, FleetName, KeyName, NameError, nearest};
+pub use order::{DeploymentId, DeploymentIdError, KnownOrders, Order, SequenceError};
+pub use status::{
+    History, HistoryEntry, LogLine, Reason, Refused, ReportError, SCHEMA, State, Status, Stream,
+};
+pub use store_path::{STORE, StorePath, StorePathError, System, SystemError};
+pub use text::{Text, TextError};
+pub use time::Timestamp;
+pub use topic::{Channel, Machine, Presence, ROOT, Topic, TopicError, fleet_filter};
