@@ -22,7 +22,7 @@ pub use deployment::{
     Kind, Provenance, RollbackTo, SubstituterError, SubstituterUrl, Target,
 };
 pub use envelope::{
-    SignError, TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, sign,
+    SignError, TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, digest, sign,
 };
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use name::{AgentName, FleetName, KeyName, NameError, nearest};
