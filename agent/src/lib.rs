@@ -1,1 +1,5 @@
-#![allow(missing_docs)]
+//! The Hoist agent: the shell around [`hoist_agent_core`], and the activator beside it.
+
+pub mod activator;
+pub mod job;
+pub mod nix;

@@ -1,0 +1,1 @@
+//! The second process: activates, waits for the confirmation, otherwise rolls back.

@@ -1,0 +1,1 @@
+//! The job directory that the agent and the activator share.
