@@ -1,0 +1,75 @@
+# Hoist's programs, a package each, so that a machine's closure holds the agent alone.
+{ pkgs }:
+let
+  inherit (pkgs) lib;
+
+  # What the build reads: a change in a document rebuilds nothing.
+  source = lib.fileset.toSource {
+    root = ../.;
+    fileset = lib.fileset.unions [
+      ../Cargo.toml
+      ../Cargo.lock
+      ../clippy.toml
+      ../protocol
+      ../certs
+      ../broker
+      ../agent
+      ../publisher
+      ../tests
+    ];
+  };
+
+  program =
+    {
+      crate,
+      binary,
+      description,
+    }:
+    pkgs.rustPlatform.buildRustPackage {
+      pname = binary;
+      version = (lib.importTOML ../Cargo.toml).workspace.package.version;
+      src = source;
+      cargoLock.lockFile = ../Cargo.lock;
+      cargoBuildFlags = [
+        "--package"
+        crate
+        "--bin"
+        binary
+      ];
+      # The scenarios start brokers, caches and mount namespaces of their own, which the build sandbox does
+      # not allow; `make test` runs them. Here the unit and property tests of the program's crate run.
+      cargoTestFlags = [
+        "--package"
+        crate
+        "--lib"
+      ];
+      meta = {
+        inherit description;
+        license = lib.licenses.asl20;
+        mainProgram = binary;
+      };
+    };
+in
+rec {
+  hoist = program {
+    crate = "hoist-publisher";
+    binary = "hoist";
+    description = "Signs, publishes and follows deployments of Nix machines";
+  };
+  hoist-agent = program {
+    crate = "hoist-agent";
+    binary = "hoist-agent";
+    description = "Carries deployments out on a Nix machine";
+  };
+  hoist-broker = program {
+    crate = "hoist-broker";
+    binary = "hoist-broker";
+    description = "The MQTT broker between publishers and agents";
+  };
+  hoist-certs = program {
+    crate = "hoist-certs";
+    binary = "hoist-certs";
+    description = "Certificates and signing keys for a fleet";
+  };
+  default = hoist;
+}
