@@ -1,0 +1,43 @@
+# `make demo` shows a fleet being deployed, `make test` tests everything. `make` lists the rest.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+export CARGO_TERM_PROGRESS_WHEN ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test lint nix-test bench install clean
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Install what demo and test need besides Rust, where that may be done
+	@tests/setup.sh
+
+build: ## Build all programs for development
+	$(CARGO) build --workspace --locked
+
+demo: setup build ## Watch a fleet being deployed on this machine (KEEP=1 keeps its folder)
+	@$(CARGO) run --quiet --locked --package hoist-tests --bin hoist-demo
+
+test: setup lint nix-test build ## Formatting, clippy, unit, property, simulation and scenario tests
+	$(CARGO) test --workspace --locked --no-fail-fast
+
+lint: ## Formatting and clippy, with warnings as errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
+
+nix-test: ## Parse and evaluate flake, packages and modules
+	@for file in flake.nix $$(find nix -name '*.nix'); do nix-instantiate --parse $$file > /dev/null || exit 1; done
+	nix-instantiate --eval --strict nix/tests
+
+bench: setup ## Measure against mosquitto and print the tables (optimised build; takes minutes)
+	$(CARGO) build --release --workspace --locked
+	@$(CARGO) run --quiet --release --locked --package hoist-tests --bin hoist-bench
+
+install: ## Build optimised programs and install them under PREFIX (/usr/local)
+	$(CARGO) build --release --locked --package hoist-certs --package hoist-broker --package hoist-agent --package hoist-publisher
+	install -d $(DESTDIR)$(PREFIX)/bin
+	install -m 755 target/release/hoist target/release/hoist-agent target/release/hoist-broker target/release/hoist-certs $(DESTDIR)$(PREFIX)/bin/
+
+clean: ## Remove what was built
+	$(CARGO) clean
