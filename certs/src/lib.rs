@@ -1,1 +1,25 @@
-#![allow(missing_docs)]
+//! Identities: who a certificate says somebody is, the authority that says so, and TLS between the two.
+//!
+//! The rest is what every program of Hoist needs the same way: an MQTT client's options ([`mqtt`]), files that
+//! are never half written or readable by others ([`files`]), configuration, logging and errors ([`program`]).
+
+pub mod authority;
+mod certificate;
+mod credentials;
+pub mod directory;
+pub mod files;
+mod identity;
+pub mod mqtt;
+mod pem;
+pub mod program;
+mod role;
+mod signing_key;
+mod verifier;
+
+pub use certificate::{CertificateError, CertificateInfo};
+pub use credentials::{ClientTls, Credentials, ServerTls, TlsError};
+pub use identity::{Identity, IdentityError};
+pub use pem::{Part, Pem, PemError, PemProblem};
+pub use role::{Role, RoleError};
+pub use signing_key::{SigningKeyError, SigningKeySource};
+pub use verifier::{NotABroker, explain_tls};

@@ -1,0 +1,401 @@
+//! TLS from three PEM texts, everything checked before the first connection.
+
+use std::sync::Arc;
+
+use hoist_protocol::Timestamp;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::certificate::CertificateInfo;
+use crate::identity::{Identity, IdentityError};
+use crate::pem::{Part, Pem, PemError};
+use crate::program::now;
+use crate::role::Role;
+use crate::verifier::BrokerVerifier;
+
+/// What TLS needs: the authorities that are trusted, one's own certificate and its private key.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// Certificates of the authorities that are trusted.
+    pub ca: Pem,
+    /// One's own certificate.
+    pub certificate: Pem,
+    /// The private key of the certificate.
+    pub key: Pem,
+}
+
+/// Why there is no TLS with these credentials.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// One of the three cannot be read.
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    /// A section of a PEM file is labelled as a certificate and is none.
+    #[error("the {part} from {origin} holds something that is no certificate")]
+    NotACertificate {
+        /// What it is for.
+        part: Part,
+        /// Where it comes from.
+        origin: Pem,
+    },
+    /// Somebody's certificate was given as the CA.
+    #[error("the CA from {origin} is no CA but the certificate of {subject}; give the `ca.pem`")]
+    NotACa {
+        /// Where it comes from.
+        origin: Pem,
+        /// Whose it is.
+        subject: String,
+    },
+    /// The CA was given as somebody's certificate.
+    #[error(
+        "the certificate from {origin} is a CA, not anybody's; give the one that `hoist-certs issue` wrote"
+    )]
+    IsCa {
+        /// Where it comes from.
+        origin: Pem,
+    },
+    /// The certificate's subject is nobody of Hoist's.
+    #[error(
+        "the certificate from {origin} names nobody of a fleet; `hoist-certs issue` makes one that does"
+    )]
+    Identity {
+        /// Where it comes from.
+        origin: Pem,
+        /// What is wrong.
+        #[source]
+        source: IdentityError,
+    },
+    /// The certificate or CA has ended.
+    #[error("the {part} from {origin} expired on {not_after}; {what_to_do}")]
+    Expired {
+        /// Which one.
+        part: Part,
+        /// Where it comes from.
+        origin: Pem,
+        /// When it ended.
+        not_after: Timestamp,
+        /// How to get a new one.
+        what_to_do: &'static str,
+    },
+    /// The certificate or CA starts later.
+    #[error(
+        "the {part} from {origin} is not valid before {not_before}, and it is {now} here; check the clock"
+    )]
+    NotYetValid {
+        /// Which one.
+        part: Part,
+        /// Where it comes from.
+        origin: Pem,
+        /// When it starts.
+        not_before: Timestamp,
+        /// The time here.
+        now: Timestamp,
+    },
+    /// The key is another certificate's.
+    #[error(
+        "the private key from {key} does not belong to the certificate from {certificate}; they are issued as a pair"
+    )]
+    KeyMismatch {
+        /// Where the certificate comes from.
+        certificate: Pem,
+        /// Where the key comes from.
+        key: Pem,
+    },
+    /// The certificate is of another role.
+    #[error(
+        "the certificate from {origin} is that of {identity}, and a broker needs a broker's; \
+         make one with `hoist-certs issue broker NAME --host HOST`"
+    )]
+    NotABroker {
+        /// Where it comes from.
+        origin: Pem,
+        /// Whose it is.
+        identity: Identity,
+    },
+    /// rustls cannot use them for another reason.
+    #[error("TLS cannot use the certificate from {certificate} with the private key from {key}")]
+    Unusable {
+        /// Where the certificate comes from.
+        certificate: Pem,
+        /// Where the key comes from.
+        key: Pem,
+        /// Why not.
+        #[source]
+        source: rustls::Error,
+    },
+    /// The authorities cannot be used for verification.
+    #[error("TLS cannot use the CA from {origin}: {reason}")]
+    Ca {
+        /// Where they come from.
+        origin: Pem,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// The client's side of mutual TLS. It talks to nothing but a broker of its own authority.
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    config: Arc<ClientConfig>,
+    identity: Identity,
+    not_after: Timestamp,
+}
+
+/// The broker's side of mutual TLS. It talks to nobody without a certificate of its own authority.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    config: Arc<ServerConfig>,
+    identity: Identity,
+    not_after: Timestamp,
+}
+
+macro_rules! accessors {
+    ($tls:ident, $config:ident) => {
+        impl $tls {
+            /// For rustls.
+            #[must_use]
+            pub fn config(&self) -> Arc<$config> {
+                Arc::clone(&self.config)
+            }
+
+            /// Who we are.
+            #[must_use]
+            pub const fn identity(&self) -> &Identity {
+                &self.identity
+            }
+
+            /// When our certificate ends.
+            #[must_use]
+            pub const fn not_after(&self) -> Timestamp {
+                self.not_after
+            }
+        }
+    };
+}
+accessors!(ClientTls, ClientConfig);
+accessors!(ServerTls, ServerConfig);
+
+impl Credentials {
+    /// Makes the client's side: no resumption, so that a revoked or expired certificate never lives on in a
+    /// ticket, and the server must have the role of a broker.
+    ///
+    /// # Errors
+    /// [`TlsError`]
+    pub fn client(&self) -> Result<ClientTls, TlsError> {
+        let own = self.own()?;
+        let provider = provider();
+        let verifier = WebPkiServerVerifier::builder_with_provider(
+            Arc::new(self.roots()?),
+            Arc::clone(&provider),
+        )
+        .build()
+        .map_err(|error| self.bad_ca(&error))?;
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|source| self.unusable(source))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(BrokerVerifier(verifier)))
+            .with_client_auth_cert(own.chain, self.key.private_key()?)
+            .map_err(|source| self.unusable(source))?;
+        config.resumption = Resumption::disabled();
+        Ok(ClientTls {
+            config: Arc::new(config),
+            identity: own.identity,
+            not_after: own.not_after,
+        })
+    }
+
+    /// Makes the broker's side: a client certificate is required, nothing is kept between connections.
+    ///
+    /// # Errors
+    /// [`TlsError`]
+    pub fn server(&self) -> Result<ServerTls, TlsError> {
+        let own = self.own()?;
+        if own.identity.role() != Role::Broker {
+            return Err(TlsError::NotABroker {
+                origin: self.certificate.clone(),
+                identity: own.identity,
+            });
+        }
+        let provider = provider();
+        let verifier = WebPkiClientVerifier::builder_with_provider(
+            Arc::new(self.roots()?),
+            Arc::clone(&provider),
+        )
+        .build()
+        .map_err(|error| self.bad_ca(&error))?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|source| self.unusable(source))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(own.chain, self.key.private_key()?)
+            .map_err(|source| self.unusable(source))?;
+        // A resumed session would skip the verifier: no cache, no tickets.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(ServerTls {
+            config: Arc::new(config),
+            identity: own.identity,
+            not_after: own.not_after,
+        })
+    }
+
+    fn own(&self) -> Result<Own, TlsError> {
+        let (part, origin) = (Part::Certificate, &self.certificate);
+        let chain = origin.certificates(part)?;
+        let info = read(&chain[0], part, origin)?;
+        if info.is_ca {
+            return Err(TlsError::IsCa {
+                origin: origin.clone(),
+            });
+        }
+        check_time(
+            &info,
+            part,
+            origin,
+            "issue a new one with `hoist-certs issue … --force`",
+        )?;
+        let identity = info.identity.map_err(|source| TlsError::Identity {
+            origin: origin.clone(),
+            source,
+        })?;
+        let own = Own {
+            chain,
+            identity,
+            not_after: info.not_after,
+        };
+        self.warn_if_of_another_ca(&own)?;
+        Ok(own)
+    }
+
+    fn roots(&self) -> Result<RootCertStore, TlsError> {
+        let (part, origin) = (Part::Ca, &self.ca);
+        let mut roots = RootCertStore::empty();
+        let mut refused = None;
+        for der in origin.certificates(part)? {
+            let info = read(&der, part, origin)?;
+            if !info.is_ca {
+                return Err(TlsError::NotACa {
+                    origin: origin.clone(),
+                    subject: info.subject,
+                });
+            }
+            // One of several CAs may be past its time while a fleet moves from one to the next.
+            if let Err(error) = check_time(
+                &info,
+                part,
+                origin,
+                "make a new one with `hoist-certs init`",
+            ) {
+                refused = Some(error);
+                continue;
+            }
+            roots.add(der).map_err(|error| self.bad_ca(&error))?;
+        }
+        match refused {
+            Some(error) if roots.is_empty() => Err(error),
+            _ => Ok(roots),
+        }
+    }
+
+    /// The other side decides whether our certificate counts, and it may know more authorities than we do: so
+    /// this is no error, but nearly always a mistake.
+    fn warn_if_of_another_ca(&self, own: &Own) -> Result<(), TlsError> {
+        let usage = match own.identity.role() {
+            Role::Broker => webpki::KeyUsage::server_auth(),
+            Role::Agent | Role::Publisher | Role::Monitor | Role::Admin => {
+                webpki::KeyUsage::client_auth()
+            }
+        };
+        let roots = self.roots()?;
+        let verified = webpki::EndEntityCert::try_from(&own.chain[0]).and_then(|certificate| {
+            certificate
+                .verify_for_usage(
+                    webpki::ALL_VERIFICATION_ALGS,
+                    &roots.roots,
+                    &own.chain[1..],
+                    UnixTime::now(),
+                    usage,
+                    None,
+                    None,
+                )
+                .map(|_| ())
+        });
+        if let Err(error) = verified {
+            tracing::warn!(
+                certificate = %self.certificate,
+                ca = %self.ca,
+                %error,
+                "our own certificate does not hold under the CA that is trusted here; \
+                 unless the fleet is moving to another CA, one of the two is the wrong file"
+            );
+        }
+        Ok(())
+    }
+
+    fn unusable(&self, source: rustls::Error) -> TlsError {
+        let (certificate, key) = (self.certificate.clone(), self.key.clone());
+        match source {
+            rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch { certificate, key },
+            source => TlsError::Unusable {
+                certificate,
+                key,
+                source,
+            },
+        }
+    }
+
+    fn bad_ca(&self, reason: &dyn std::fmt::Display) -> TlsError {
+        TlsError::Ca {
+            origin: self.ca.clone(),
+            reason: reason.to_string(),
+        }
+    }
+}
+
+/// One's own certificate, read and checked.
+struct Own {
+    chain: Vec<CertificateDer<'static>>,
+    identity: Identity,
+    not_after: Timestamp,
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+fn read(der: &CertificateDer<'_>, part: Part, origin: &Pem) -> Result<CertificateInfo, TlsError> {
+    CertificateInfo::parse(der).map_err(|_| TlsError::NotACertificate {
+        part,
+        origin: origin.clone(),
+    })
+}
+
+fn check_time(
+    info: &CertificateInfo,
+    part: Part,
+    origin: &Pem,
+    what_to_do: &'static str,
+) -> Result<(), TlsError> {
+    let now = now();
+    if now > info.not_after {
+        return Err(TlsError::Expired {
+            part,
+            origin: origin.clone(),
+            not_after: info.not_after,
+            what_to_do,
+        });
+    }
+    if now < info.not_before {
+        return Err(TlsError::NotYetValid {
+            part,
+            origin: origin.clone(),
+            not_before: info.not_before,
+            now,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,351 @@
+//! The authority's folder: its two files, what it issued, and the index that keeps names unique.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+
+use camino::{Utf8Path, Utf8PathBuf};
+use hoist_protocol::{AgentName, FleetName, Timestamp};
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::authority::{Authority, AuthorityError, CERTIFICATE_VALIDITY, Host, Validity};
+use crate::files::{FileError, Overwrite, Staged};
+use crate::program::now;
+use crate::role::Role;
+
+/// The authority's certificate.
+pub const CA_CERTIFICATE: &str = "ca.pem";
+
+/// The authority's private key.
+pub const CA_KEY: &str = "ca.key";
+
+/// One line of JSON for every certificate ever issued.
+pub const INDEX: &str = "issued.jsonl";
+
+/// Why the folder cannot be used so.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// The authority failed.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// A file failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The folder cannot be made.
+    #[error("cannot make the folder `{path}`")]
+    Folder {
+        /// The folder.
+        path: Utf8PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The index cannot be used.
+    #[error("cannot use the index `{path}`")]
+    Index {
+        /// The index.
+        path: Utf8PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A line of the index is not ours.
+    #[error(
+        "line {line} of `{path}` is no entry of an index; restore the file, since names stay unique by it"
+    )]
+    IndexLine {
+        /// The index.
+        path: Utf8PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+    },
+    /// The name belongs to another role or fleet.
+    #[error(
+        "`{name}` was issued to {role} {name} of fleet {fleet} before; a name means one holder for ever, \
+         so choose another name"
+    )]
+    NameTaken {
+        /// The name.
+        name: AgentName,
+        /// The role that it has.
+        role: Role,
+        /// The fleet that it is of.
+        fleet: FleetName,
+    },
+    /// It was issued before.
+    #[error(
+        "{role} {name} has a certificate already, valid until {not_after}; use --force to issue another"
+    )]
+    Issued {
+        /// The name.
+        name: AgentName,
+        /// Its role.
+        role: Role,
+        /// When its last certificate ends.
+        not_after: Timestamp,
+    },
+}
+
+/// One certificate that was issued.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Entry {
+    /// The serial number of the authority, so that a new authority in the same folder starts anew.
+    authority: String,
+    serial: String,
+    name: AgentName,
+    #[serde(with = "role_as_text")]
+    role: Role,
+    fleet: FleetName,
+    issued: Timestamp,
+    not_after: Timestamp,
+}
+
+mod role_as_text {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::role::Role;
+
+    pub(super) fn serialize<S: Serializer>(role: &Role, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(role.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
+        String::deserialize(from)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// What shall be issued.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// What its holder may do.
+    pub role: Role,
+    /// Its name.
+    pub name: AgentName,
+    /// Its fleet, when it is not the authority's own.
+    pub fleet: Option<FleetName>,
+    /// The hosts of a broker.
+    pub hosts: Vec<Host>,
+    /// How long it is valid; a year, or as long as the authority when that ends before.
+    pub validity: Option<Validity>,
+}
+
+/// Where an issued pair lies.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The certificate.
+    pub certificate: Utf8PathBuf,
+    /// The private key.
+    pub key: Utf8PathBuf,
+    /// When the certificate ends.
+    pub not_after: Timestamp,
+}
+
+/// Makes an authority in `dir`, which is made too if it is not there.
+///
+/// # Errors
+/// [`DirectoryError`]; then neither file has been made.
+pub fn init(
+    dir: &Utf8Path,
+    fleet: &FleetName,
+    validity: Validity,
+    overwrite: Overwrite,
+) -> Result<Written, DirectoryError> {
+    let authority = Authority::create(fleet, validity)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| DirectoryError::Folder {
+            path: dir.to_owned(),
+            source,
+        })?;
+    let (certificate, key) = (dir.join(CA_CERTIFICATE), dir.join(CA_KEY));
+    write_pair(
+        (&certificate, authority.certificate_pem()),
+        (&key, &authority.key_pem()),
+        overwrite,
+    )?;
+    Ok(Written {
+        certificate,
+        key,
+        not_after: authority.not_after(),
+    })
+}
+
+/// Issues a certificate from the authority in `dir` and writes it there.
+///
+/// # Errors
+/// [`DirectoryError`]
+pub fn issue(
+    dir: &Utf8Path,
+    request: &Request,
+    overwrite: Overwrite,
+) -> Result<Written, DirectoryError> {
+    let authority = Authority::load(dir)?;
+    let fleet = request.fleet.as_ref().unwrap_or(authority.fleet());
+    let stem = format!("{}-{}", request.role, request.name);
+    let certificate = dir.join(format!("{stem}.pem"));
+    let key = dir.join(format!("{stem}.key"));
+
+    let mut index = Index::open(dir)?;
+    check_unique(&index.entries()?, &authority, request, fleet, overwrite)?;
+    if overwrite == Overwrite::No {
+        refuse_existing(&[&certificate, &key])?;
+    }
+    let validity = request.validity.unwrap_or_else(|| {
+        let usual = Validity::from(CERTIFICATE_VALIDITY);
+        usual.ending_at_most(authority.not_after())
+    });
+    let issued =
+        authority.issue_in(fleet, request.role, &request.name, &request.hosts, validity)?;
+    // The index first: a certificate that exists and is not in it could be issued again to another role.
+    index.append(&Entry {
+        authority: authority.serial().to_owned(),
+        serial: issued.serial.clone(),
+        name: request.name.clone(),
+        role: request.role,
+        fleet: fleet.clone(),
+        issued: now(),
+        not_after: issued.not_after,
+    })?;
+    write_pair(
+        (&certificate, &issued.certificate_pem),
+        (&key, &issued.key_pem),
+        overwrite,
+    )?;
+    Ok(Written {
+        certificate,
+        key,
+        not_after: issued.not_after,
+    })
+}
+
+fn check_unique(
+    entries: &[Entry],
+    authority: &Authority,
+    request: &Request,
+    fleet: &FleetName,
+    overwrite: Overwrite,
+) -> Result<(), DirectoryError> {
+    let ours = |entry: &&Entry| entry.authority == authority.serial() && entry.name == request.name;
+    for entry in entries.iter().filter(ours) {
+        if entry.role != request.role || entry.fleet != *fleet {
+            return Err(DirectoryError::NameTaken {
+                name: entry.name.clone(),
+                role: entry.role,
+                fleet: entry.fleet.clone(),
+            });
+        }
+    }
+    match entries.iter().rfind(ours) {
+        Some(last) if overwrite == Overwrite::No => Err(DirectoryError::Issued {
+            name: last.name.clone(),
+            role: last.role,
+            not_after: last.not_after,
+        }),
+        _ => Ok(()),
+    }
+}
+
+fn refuse_existing(paths: &[&Utf8Path]) -> Result<(), FileError> {
+    // A link that leads nowhere is there too, and a rename would replace it.
+    match paths.iter().find(|path| path.symlink_metadata().is_ok()) {
+        Some(path) => Err(FileError::Exists((*path).to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// Both files are complete on disk before the first of them gets its name, the key before the certificate.
+fn write_pair(
+    (certificate, certificate_pem): (&Utf8Path, &str),
+    (key, key_pem): (&Utf8Path, &str),
+    overwrite: Overwrite,
+) -> Result<(), FileError> {
+    if overwrite == Overwrite::No {
+        refuse_existing(&[certificate, key])?;
+    }
+    let staged_key = Staged::private(key, key_pem.as_bytes())?;
+    let staged_certificate = Staged::public(certificate, certificate_pem.as_bytes())?;
+    staged_key.commit(overwrite)?;
+    staged_certificate.commit(overwrite)
+}
+
+/// The index, locked against another `hoist-certs` for as long as this lives.
+struct Index {
+    path: Utf8PathBuf,
+    file: File,
+}
+
+impl Index {
+    fn open(dir: &Utf8Path) -> Result<Self, DirectoryError> {
+        let path = dir.join(INDEX);
+        let open = || -> io::Result<File> {
+            let file = OpenOptions::new()
+                .read(true)
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(&path)?;
+            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+            Ok(file)
+        };
+        match open() {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(DirectoryError::Index { path, source }),
+        }
+    }
+
+    fn entries(&mut self) -> Result<Vec<Entry>, DirectoryError> {
+        let mut text = String::new();
+        self.file
+            .seek(io::SeekFrom::Start(0))
+            .and_then(|_| self.file.read_to_string(&mut text))
+            .map_err(|source| self.error(source))?;
+        // A line without its end was cut off by a crash, before its certificate was written.
+        let complete = text.rfind('\n').map_or(0, |end| end + 1);
+        text[..complete]
+            .lines()
+            .enumerate()
+            .map(|(n, line)| {
+                serde_json::from_str(line).map_err(|_| DirectoryError::IndexLine {
+                    path: self.path.clone(),
+                    line: n + 1,
+                })
+            })
+            .collect()
+    }
+
+    fn append(&mut self, entry: &Entry) -> Result<(), DirectoryError> {
+        let mut line = serde_json::to_vec(entry).expect("an entry is plain data");
+        line.push(b'\n');
+        self.truncate_to_last_line()
+            .and_then(|()| self.file.write_all(&line))
+            .and_then(|()| self.file.sync_all())
+            .map_err(|source| self.error(source))
+    }
+
+    fn truncate_to_last_line(&mut self) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        self.file.seek(io::SeekFrom::Start(0))?;
+        self.file.read_to_end(&mut bytes)?;
+        let complete = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        if complete < bytes.len() {
+            self.file
+                .set_len(u64::try_from(complete).expect("a file's length fits"))?;
+        }
+        Ok(())
+    }
+
+    fn error(&self, source: io::Error) -> DirectoryError {
+        DirectoryError::Index {
+            path: self.path.clone(),
+            source,
+        }
+    }
+}
