@@ -1,0 +1,77 @@
+//! What the shell has to do.
+
+use std::time::Duration;
+
+use hoist_protocol::{
+    CacheKey, DeploymentId, History, Kind, Order, Status, StorePath, SubstituterUrl,
+};
+
+use crate::ledger::Ledger;
+
+/// What Nix has to fetch.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FetchOrder {
+    /// For which deployment.
+    pub id: DeploymentId,
+    /// The closure.
+    pub path: StorePath,
+    /// The kind that the deployment asks for.
+    pub kind: Kind,
+    /// The programs of its health checks on this machine's system.
+    pub health_checks: Vec<StorePath>,
+    /// Binary caches besides the machine's own.
+    pub substituters: Vec<SubstituterUrl>,
+    /// Keys of binary caches besides the machine's own.
+    pub keys: Vec<CacheKey>,
+}
+
+/// What the activator has to do.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct JobOrder {
+    /// Which deployment it is.
+    pub order: Order,
+    /// The closure, in the store by now.
+    pub path: StorePath,
+    /// How it is activated; never [`Kind::Auto`].
+    pub kind: Kind,
+    /// Programs that must exit 0 after the activation.
+    pub health_checks: Vec<StorePath>,
+    /// How long the activation may take.
+    pub activation_timeout: Duration,
+    /// How long health checks and the way back to the broker may take.
+    pub confirm_timeout: Duration,
+}
+
+/// Something to do. Effects are carried out in the order in which they were returned; when
+/// [`Effect::Persist`] fails, nothing after it may happen.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Effect {
+    /// Make this ledger durable before anything else is done.
+    Persist(Box<Ledger>),
+    /// Fetch a closure; answered by [`Input::Fetched`](crate::Input::Fetched).
+    Fetch(Box<FetchOrder>),
+    /// Stop fetching. No answer is needed, and one that comes is ignored.
+    CancelFetch(DeploymentId),
+    /// Make a job directory, durably; on failure [`Input::JobNotCreated`](crate::Input::JobNotCreated).
+    CreateJob(Box<JobOrder>),
+    /// Start the activator of a job, which begins or recovers; on failure
+    /// [`Input::ActivatorLost`](crate::Input::ActivatorLost).
+    StartActivator(DeploymentId),
+    /// Prove the way to the broker and back over a fresh connection, and try again while the job waits for
+    /// its confirmation; [`Input::BrokerReached`](crate::Input::BrokerReached) when it worked.
+    ReachBroker(DeploymentId),
+    /// Tell the activator that the machine is in reach.
+    Confirm(DeploymentId),
+    /// Remove the job directory and the garbage collector roots of a deployment that has ended.
+    Forget(DeploymentId),
+    /// Publish the status. Lost when there is no connection: at the next one it is published anew.
+    Report(Box<Status>),
+    /// Publish the history. When the broker has acknowledged it:
+    /// [`Input::Delivered`](crate::Input::Delivered) with the same ids.
+    ReportHistory {
+        /// What to publish.
+        history: Box<History>,
+        /// The deployments in it whose outcomes were not acknowledged so far.
+        undelivered: Vec<DeploymentId>,
+    },
+}
