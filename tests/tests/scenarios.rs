@@ -1,0 +1,5 @@
+//! What Hoist promises, tried on real processes and real Nix closures.
+
+mod scenarios {
+    mod machines;
+}
