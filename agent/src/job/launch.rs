@@ -1,0 +1,118 @@
+//! Starts the activator so that it outlives who started it.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use super::{Job, JobError};
+use crate::nix;
+
+/// Starts `activator --job DIR` for `job`.
+pub(super) fn start(job: &Job) -> Result<(), JobError> {
+    let failed = |source| JobError::Start {
+        dir: job.dir().to_owned(),
+        source,
+    };
+    if systemd_runs() {
+        match in_unit(job) {
+            Ok(()) => return Ok(()),
+            // Better beside the agent in its unit than not at all: the agent recovers what dies with it.
+            Err(error) => tracing::warn!(
+                job = %job.spec().id, %error,
+                "cannot start the activator in a unit of its own; a restart of the agent's unit will stop it"
+            ),
+        }
+    }
+    in_session(job).map_err(failed)
+}
+
+/// Whether systemd is the machine's service manager, as `sd_booted(3)` finds out.
+pub(crate) fn systemd_runs() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// In a transient unit: stopping or restarting the agent's unit leaves it alone.
+fn in_unit(job: &Job) -> io::Result<()> {
+    // Systemd starts it, to whom /proc/self/exe is another program.
+    let program = std::env::current_exe()?;
+    if !program.exists() {
+        return Err(io::Error::other(format!(
+            "`{}` is there no more",
+            program.display()
+        )));
+    }
+    let log = job.dir().join("activator.log");
+    let mut command = Command::new("systemd-run");
+    command
+        .args(["--collect", "--quiet", "--no-ask-password"])
+        .arg("--service-type=exec")
+        // The unit of a dead activator may not be gone yet, so every start has a name of its own.
+        .arg(format!(
+            "--unit=hoist-activator-{}-{:08x}",
+            job.spec().id.short(),
+            rand::random::<u32>()
+        ))
+        .arg(format!(
+            "--description=Hoist activates {}",
+            job.spec().closure
+        ))
+        .arg(format!("--property=StandardOutput=append:{log}"))
+        .arg(format!("--property=StandardError=append:{log}"))
+        .arg("--property=OOMScoreAdjust=-900")
+        // What it started is in units of its own, or has to be stopped by the recovery that knows why.
+        .arg("--property=KillMode=process")
+        // A shutdown waits this long for what must not be cut off, such as the boot loader.
+        .arg("--property=TimeoutStopSec=30");
+    for (name, value) in nix::clean_environment() {
+        let mut setting = name;
+        setting.push("=");
+        setting.push(value);
+        command.arg("--setenv").arg(setting);
+    }
+    command
+        .arg("--")
+        .arg(program)
+        .args(["activator", "--job", job.dir().as_str()]);
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!(
+        "systemd-run ended with {}: {}",
+        output.status,
+        said.trim()
+    )))
+}
+
+/// As a child that makes itself a session as its first act, so that no signal of a terminal or of the
+/// agent's process group reaches it.
+fn in_session(job: &Job) -> Result<(), io::Error> {
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(job.dir().join("activator.log"))?;
+    // The running program itself, even when an update has taken its file away.
+    let mut child = Command::new("/proc/self/exe")
+        .args(["activator", "--job", job.dir().as_str()])
+        .env_clear()
+        .envs(nix::clean_environment())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()?;
+    // Somebody has to take note of its end, or it stays a zombie for as long as the agent lives.
+    std::thread::Builder::new()
+        .name("activator-end".to_owned())
+        .stack_size(64 * 1024)
+        .spawn(move || match child.wait() {
+            Ok(status) if status.success() => {}
+            Ok(status) => tracing::warn!(%status, "the activator ended"),
+            Err(error) => tracing::error!(%error, "cannot wait for the activator"),
+        })?;
+    Ok(())
+}

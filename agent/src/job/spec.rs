@@ -1,0 +1,178 @@
+//! What a job is to do, and what confirms it.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use camino::{Utf8Path, Utf8PathBuf};
+use hoist_protocol::{DeploymentId, Kind, StorePath};
+use serde::{Deserialize, Serialize};
+
+use super::JobError;
+
+/// The format of `spec`, `confirmation` and `result`. Fields may be added within a format when an older
+/// version may leave them out and a newer one has a default for them.
+pub(super) const FORMAT: u32 = 1;
+
+/// Disk taken in advance for a confirmation, in bytes.
+pub(super) const RESERVED: u64 = 4096;
+
+/// A random number that ties a confirmation to its job: 32 hexadecimal digits.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct Nonce(String);
+
+impl Nonce {
+    /// A new one.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(format!("{:032x}", rand::random::<u128>()))
+    }
+
+    /// The digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Which run of the machine's kernel this is: another one after every boot.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(transparent)]
+pub struct BootId(String);
+
+impl BootId {
+    /// The one of the running kernel.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn current() -> io::Result<Self> {
+        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        Ok(Self(text.trim().to_owned()))
+    }
+}
+
+impl fmt::Display for BootId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// What an activator is to do.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct JobSpec {
+    /// The deployment.
+    pub id: DeploymentId,
+    /// Comes back in the confirmation.
+    pub nonce: Nonce,
+    /// The boot in which the job was made.
+    pub boot_id: BootId,
+    /// What the machine shall run; realised and kept from the garbage collector.
+    pub closure: StorePath,
+    /// How it is activated; `auto` goes by the markers in the closure.
+    pub kind: Kind,
+    /// Programs that must exit with 0, those of this machine's system; realised.
+    pub health_checks: Vec<StorePath>,
+    /// How long the activation may take.
+    #[serde(with = "milliseconds")]
+    pub activation_timeout: Duration,
+    /// How long health checks and confirmation may take together, counted from the end of the activation
+    /// on a clock that stands still while the machine sleeps.
+    #[serde(with = "milliseconds")]
+    pub confirm_timeout: Duration,
+    /// The profile that is set when the closure is a plain profile; a NixOS system has its own.
+    pub profile: Utf8PathBuf,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(super) struct Versioned<T> {
+    pub(super) format: u32,
+    #[serde(flatten)]
+    pub(super) value: T,
+}
+
+impl<T: Serialize> Versioned<T> {
+    pub(super) fn to_json(value: T) -> Vec<u8> {
+        let format = FORMAT;
+        serde_json::to_vec(&Self { format, value }).expect("plain data always has a JSON form")
+    }
+}
+
+impl<T: for<'de> Deserialize<'de>> Versioned<T> {
+    pub(super) fn from_json(path: &Utf8Path, json: &[u8]) -> Result<T, JobError> {
+        /// Read first: of an unknown format, nothing else may be understood.
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        let malformed = |source| JobError::Malformed {
+            path: path.to_owned(),
+            source,
+        };
+        let head: Head = serde_json::from_slice(json).map_err(malformed)?;
+        if head.format != FORMAT {
+            return Err(JobError::Format {
+                path: path.to_owned(),
+                found: head.format,
+                known: FORMAT,
+            });
+        }
+        Ok(serde_json::from_slice::<Self>(json)
+            .map_err(malformed)?
+            .value)
+    }
+
+    /// None when there is no such file.
+    pub(super) fn read(path: &Utf8Path) -> Result<Option<T>, JobError> {
+        match std::fs::read(path) {
+            Ok(json) => Self::from_json(path, &json).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(JobError::io("read", path, source)),
+        }
+    }
+}
+
+impl JobSpec {
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        Versioned::to_json(self)
+    }
+
+    pub(super) fn from_json(path: &Utf8Path, json: &[u8]) -> Result<Self, JobError> {
+        Versioned::from_json(path, json)
+    }
+}
+
+/// The agent's word that the machine works and reaches its broker over a fresh connection.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Confirmation {
+    /// The job's nonce.
+    pub nonce: Nonce,
+    /// The boot in which the connection was made.
+    pub boot_id: BootId,
+    /// The agent's program, as the kernel names it; the log tells it.
+    pub executable: Utf8PathBuf,
+}
+
+impl Confirmation {
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        Versioned::to_json(self)
+    }
+
+    pub(super) fn read(path: &Utf8Path) -> Result<Option<Self>, JobError> {
+        Versioned::read(path)
+    }
+}
+
+mod milliseconds {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+        u64::deserialize(from).map(Duration::from_millis)
+    }
+}

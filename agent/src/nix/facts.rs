@@ -1,0 +1,140 @@
+//! What runs, what the profile names, and what was booted: facts that can differ.
+
+use std::io;
+
+use camino::Utf8Path;
+use hoist_protocol::StorePath;
+use serde::{Deserialize, Serialize};
+
+use super::store::{read_link, store_path_behind};
+
+/// The profile of a NixOS system: what it boots, once the boot loader is set.
+pub const SYSTEM_PROFILE: &str = "/nix/var/nix/profiles/system";
+
+/// What a NixOS system runs.
+pub const CURRENT_SYSTEM: &str = "/run/current-system";
+
+/// What a NixOS system was booted with.
+pub const BOOTED_SYSTEM: &str = "/run/booted-system";
+
+/// What a machine runs.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Facts {
+    /// What runs; for a plain profile, what it names.
+    pub current: Option<StorePath>,
+    /// What the profile names.
+    pub profile: Option<StorePath>,
+    /// What was booted; none on a machine that is no NixOS system.
+    pub booted: Option<StorePath>,
+}
+
+impl Facts {
+    /// Of a NixOS system.
+    ///
+    /// # Errors
+    /// A link cannot be read.
+    pub fn of_nixos() -> io::Result<Self> {
+        Ok(Self {
+            current: store_path_behind(CURRENT_SYSTEM.into())?,
+            profile: store_path_behind(SYSTEM_PROFILE.into())?,
+            booted: store_path_behind(BOOTED_SYSTEM.into())?,
+        })
+    }
+
+    /// Of a plain profile.
+    ///
+    /// # Errors
+    /// A link cannot be read.
+    pub fn of_profile(profile: &Utf8Path) -> io::Result<Self> {
+        let named = store_path_behind(profile)?;
+        Ok(Self {
+            current: named.clone(),
+            profile: named,
+            booted: store_path_behind(BOOTED_SYSTEM.into())?,
+        })
+    }
+}
+
+/// The facts for a status report: those of the NixOS system where there is one, otherwise those of the
+/// plain `profile`. Reads links only, in microseconds.
+///
+/// # Errors
+/// A link cannot be read.
+pub fn facts(profile: &Utf8Path) -> io::Result<Facts> {
+    let nixos = Facts::of_nixos()?;
+    if nixos.current.is_some() {
+        Ok(nixos)
+    } else {
+        Facts::of_profile(profile)
+    }
+}
+
+/// What a profile names.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Generation {
+    /// Its number; none when the profile is a link of somebody's own.
+    pub(crate) number: Option<u64>,
+    /// What it holds.
+    pub(crate) path: StorePath,
+}
+
+impl Generation {
+    /// What `profile` names; none when it does not exist or does not lead into the store.
+    pub(crate) fn of(profile: &Utf8Path) -> io::Result<Option<Self>> {
+        let Some(path) = store_path_behind(profile)? else {
+            return Ok(None);
+        };
+        let number = read_link(profile)?
+            .as_deref()
+            .and_then(|link| number(profile, link));
+        Ok(Some(Self { number, path }))
+    }
+
+    /// Whether the generation is still there and holds what it held.
+    pub(crate) fn exists(&self, profile: &Utf8Path) -> io::Result<bool> {
+        let Some(number) = self.number else {
+            return Ok(false);
+        };
+        let link = format!("{profile}-{number}-link");
+        Ok(store_path_behind(link.as_str().into())?.as_ref() == Some(&self.path))
+    }
+}
+
+/// `7` for the link `system-7-link` of the profile `system` beside it.
+fn number(profile: &Utf8Path, link: &Utf8Path) -> Option<u64> {
+    link.as_str()
+        .strip_prefix(profile.as_str())?
+        .strip_prefix('-')?
+        .strip_suffix("-link")?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_profile_names_a_path_and_a_generation() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = Utf8Path::from_path(dir.path()).unwrap();
+        let path = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-web").unwrap();
+        let profile = dir.join("hoist");
+        assert_eq!(Generation::of(&profile).unwrap(), None);
+
+        symlink(&path.as_str(), dir.join("hoist-12-link")).unwrap();
+        symlink("hoist-12-link", &profile).unwrap();
+        let generation = Generation::of(&profile).unwrap().unwrap();
+        assert_eq!((generation.number, &generation.path), (Some(12), &path));
+        assert!(generation.exists(&profile).unwrap());
+        std::fs::remove_file(dir.join("hoist-12-link")).unwrap();
+        assert!(!generation.exists(&profile).unwrap());
+
+        let own = dir.join("own");
+        symlink(path.as_str(), &own).unwrap();
+        let generation = Generation::of(&own).unwrap().unwrap();
+        assert_eq!((generation.number, generation.path), (None, path));
+    }
+}
