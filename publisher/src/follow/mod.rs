@@ -1,0 +1,9 @@
+//! What a run knows and decides, without a connection, a clock or a terminal.
+
+mod delivery;
+mod run;
+mod watch;
+
+pub use delivery::{ATTEMPTS, Delivery, Found, QUIET, Refusal, Stage};
+pub use run::{Action, Heard, Outlook, Phase, Run};
+pub use watch::{End, NEWER_GRACE, OFFLINE_GRACE, SETTLE, Said, Verdict, Wait, Watch};

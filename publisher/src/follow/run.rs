@@ -1,0 +1,406 @@
+//! All machines of one run: what to publish next, what was seen of whom, and whether it is over.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use hoist_protocol::{
+    AgentName, Channel, History, LogLine, Presence, ReportError, State, Status, Timestamp, Topic,
+    TrustedKeys,
+};
+
+use super::delivery::{Delivery, Found, Refusal, Stage};
+use super::watch::{End, Said, Verdict, Wait, Watch};
+use crate::outcome::Outcome;
+use crate::plan::Signed;
+
+/// Most deployments that are on their way to the broker at the same time.
+pub const WINDOW: usize = 64;
+
+/// After so many machines were refused, and none accepted, the broker refuses this publisher itself.
+const HOPELESS: usize = 3;
+
+/// What is to be done on the connection.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Action {
+    /// Publish the deployment of this machine; its number comes back in [`Run::acknowledged`].
+    Publish(usize),
+    /// Subscribe again to the `deploy` topics of these machines, to be shown what is retained there.
+    ReadBack(Vec<AgentName>),
+}
+
+/// What was heard of a machine that somebody may want to see at once.
+#[derive(Debug)]
+pub enum Heard {
+    /// A line that the deployment of this run wrote.
+    Line(LogLine),
+    /// A report that cannot be read, for the first time.
+    Unreadable(Channel, ReportError),
+}
+
+/// Where a machine stands, to be shown.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Phase {
+    /// Its deployment is not yet on its topic.
+    Publishing,
+    /// Its deployment is there, and it has not answered.
+    Published,
+    /// It is offline.
+    Away,
+    /// It has answered.
+    Reported(State, Option<u8>),
+    /// It has ended.
+    Ended(Outcome),
+}
+
+/// One machine of a run, to be shown.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Outlook<'a> {
+    /// Which one.
+    pub agent: &'a AgentName,
+    /// Where it stands.
+    pub phase: Phase,
+    /// What it says of that.
+    pub message: String,
+}
+
+struct Member {
+    signed: Signed,
+    delivery: Delivery,
+    watch: Watch,
+    unreadable: bool,
+}
+
+/// One run: some signed deployments, published and followed together.
+///
+/// Every `now` is the time since the run began, `wall` this computer's clock.
+pub struct Run {
+    members: Vec<Member>,
+    numbers: HashMap<AgentName, usize>,
+    trusted: TrustedKeys,
+    /// Whom to wait for; none when the run is over once all is published.
+    wait: Option<Wait>,
+    connected: bool,
+    reading_back: bool,
+    quiet_since: Duration,
+    /// How much may be on its way: all at once where that works, one by one after the broker has closed the
+    /// connection on something, to find out on what.
+    window: usize,
+    accepted_any: bool,
+}
+
+impl Run {
+    /// A run on a connection that is up and subscribed. `trusted` tells other publishers' deployments
+    /// from junk.
+    #[must_use]
+    pub fn new(deployments: Vec<Signed>, trusted: TrustedKeys, wait: Option<Wait>) -> Self {
+        let members: Vec<Member> = deployments
+            .into_iter()
+            .map(|signed| Member {
+                delivery: Delivery::default(),
+                watch: Watch::new(signed.order, signed.digest.clone(), signed.expires),
+                unreadable: false,
+                signed,
+            })
+            .collect();
+        let numbers = members
+            .iter()
+            .enumerate()
+            .map(|(n, member)| (member.signed.machine.agent.clone(), n))
+            .collect();
+        Self {
+            members,
+            numbers,
+            trusted,
+            wait,
+            connected: true,
+            reading_back: false,
+            quiet_since: Duration::ZERO,
+            window: WINDOW,
+            accepted_any: false,
+        }
+    }
+
+    /// The deployment of the machine with this number.
+    #[must_use]
+    pub fn deployment(&self, number: usize) -> &Signed {
+        &self.members[number].signed
+    }
+
+    /// What is to be done now, to be done in order.
+    pub fn actions(&mut self, now: Duration) -> Vec<Action> {
+        if !self.connected {
+            return Vec::new();
+        }
+        self.give_up_when_hopeless();
+        let mut actions = Vec::new();
+        let mut on_the_way = self.count(|stage| *stage == Stage::Sent);
+        let mut unsent = false;
+        for (number, member) in self.members.iter_mut().enumerate() {
+            member.delivery.tick(now, self.quiet_since);
+            if *member.delivery.stage() != Stage::Queued {
+                continue;
+            }
+            if on_the_way < self.window {
+                member.delivery.sent();
+                on_the_way += 1;
+                actions.push(Action::Publish(number));
+            } else {
+                unsent = true;
+            }
+        }
+        if on_the_way == 0 && !unsent && !self.reading_back {
+            let mut agents = Vec::new();
+            for member in &mut self.members {
+                if *member.delivery.stage() == Stage::Acknowledged {
+                    member.delivery.requested();
+                    agents.push(member.signed.machine.agent.clone());
+                }
+            }
+            if !agents.is_empty() {
+                self.reading_back = true;
+                actions.push(Action::ReadBack(agents));
+            }
+        }
+        actions
+    }
+
+    /// The broker acknowledged the deployment of the machine with this number.
+    pub fn acknowledged(&mut self, number: usize) {
+        if let Some(member) = self.members.get_mut(number) {
+            member.delivery.acknowledged();
+            self.accepted_any = true;
+            self.window = (self.window + 1).min(WINDOW);
+        }
+    }
+
+    /// The broker granted the subscription that reads back.
+    pub fn granted(&mut self, now: Duration) {
+        self.reading_back = false;
+        self.quiet_since = now;
+        for member in &mut self.members {
+            member.delivery.granted(now);
+        }
+    }
+
+    /// The connection is gone.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        self.reading_back = false;
+        let on_the_way = self.count(|stage| *stage == Stage::Sent);
+        if on_the_way > 0 {
+            self.window = 1;
+        }
+        for member in &mut self.members {
+            member.delivery.disconnected(on_the_way == 1);
+        }
+    }
+
+    /// There is a new connection, and everything is being subscribed to on it.
+    pub fn connected(&mut self) {
+        self.connected = true;
+    }
+
+    /// A message was seen; `retained` when it was there before the subscription.
+    pub fn saw(
+        &mut self,
+        topic: &Topic,
+        payload: &[u8],
+        retained: bool,
+        now: Duration,
+    ) -> Option<Heard> {
+        let number = *self.numbers.get(&topic.machine.agent)?;
+        let member = &mut self.members[number];
+        if topic.machine != member.signed.machine {
+            return None;
+        }
+        let unreadable = match topic.channel {
+            Channel::Deploy => {
+                if retained {
+                    self.quiet_since = now;
+                }
+                let found = found(&member.signed, &self.trusted, payload);
+                if let Found::Newer(order) = &found {
+                    member.watch.overtaken(order.id, now);
+                }
+                member.delivery.saw(&found, retained);
+                return None;
+            }
+            Channel::Presence => {
+                let presence = Presence::from_payload(payload)?;
+                member.watch.saw_presence(presence, now);
+                return None;
+            }
+            Channel::Status => match Status::from_json(payload, &topic.machine) {
+                Ok(status) => {
+                    member.watch.saw_status(&status, now);
+                    return None;
+                }
+                Err(error) => error,
+            },
+            // An emptied history says nothing.
+            Channel::History if payload.is_empty() => return None,
+            Channel::History => match History::from_json(payload, &topic.machine) {
+                Ok(history) => {
+                    member.watch.saw_history(&history);
+                    return None;
+                }
+                Err(error) => error,
+            },
+            Channel::Log => match LogLine::from_json(payload) {
+                Ok(line) if line.id == member.signed.order.id => return Some(Heard::Line(line)),
+                Ok(_) => return None,
+                Err(error) => error,
+            },
+            Channel::Echo => return None,
+        };
+        if payload.is_empty() || std::mem::replace(&mut member.unreadable, true) {
+            return None;
+        }
+        Some(Heard::Unreadable(topic.channel, unreadable))
+    }
+
+    /// How many deployments are on their topic, or known not to get there, and of how many.
+    #[must_use]
+    pub fn published(&self) -> (usize, usize) {
+        let settled = self
+            .members
+            .iter()
+            .filter(|member| member.is_settled())
+            .count();
+        (settled, self.members.len())
+    }
+
+    /// Whether there is nothing left to wait for.
+    #[must_use]
+    pub fn is_over(&self, now: Duration, wall: Timestamp) -> bool {
+        self.members.iter().all(|member| {
+            member.is_settled()
+                && (member.refusal().is_some()
+                    || self.wait.is_none_or(|wait| {
+                        member.watch.verdict(wait, now, wall) != Verdict::Pending
+                    }))
+        })
+    }
+
+    /// Every machine as it stands now.
+    pub fn outlook(&self, now: Duration, wall: Timestamp) -> impl Iterator<Item = Outlook<'_>> {
+        let wait = self.wait.unwrap_or(Wait::Online);
+        self.members.iter().map(move |member| {
+            let said = member.watch.said();
+            let (phase, message) = match (member.watch.verdict(wait, now, wall), said.state) {
+                _ if member.refusal().is_some() => {
+                    (Phase::Ended(Outcome::NotPublished), String::new())
+                }
+                (Verdict::Ended(end), _) => (Phase::Ended(end.outcome), end.message.to_string()),
+                (_, Some(state)) => (
+                    Phase::Reported(state, said.progress),
+                    said.message.to_string(),
+                ),
+                _ if !member.is_settled() => (Phase::Publishing, String::new()),
+                (Verdict::Away, None) => (Phase::Away, String::new()),
+                (Verdict::Pending, None) => (
+                    match member.watch.presence() {
+                        Some(Presence::Online) => Phase::Published,
+                        Some(Presence::Offline) | None => Phase::Away,
+                    },
+                    String::new(),
+                ),
+            };
+            Outlook {
+                agent: &member.signed.machine.agent,
+                phase,
+                message,
+            }
+        })
+    }
+
+    /// How it ended for each machine, when nobody waits any longer.
+    pub fn ends(
+        &self,
+        now: Duration,
+        wall: Timestamp,
+    ) -> impl Iterator<Item = (&Signed, End, &Said)> {
+        self.members.iter().map(move |member| {
+            let end = match (member.refusal(), self.wait) {
+                (Some(refusal), _) => End::new(Outcome::NotPublished, &refusal.to_string()),
+                (None, _) if !member.is_settled() => End::new(
+                    Outcome::NotPublished,
+                    "the time was up before the broker showed it on its topic",
+                ),
+                (None, None) => match member.delivery.stage() {
+                    Stage::Overtaken(_) => member.watch.given_up(),
+                    _ => End::new(Outcome::Published, ""),
+                },
+                (None, Some(wait)) => match member.watch.verdict(wait, now, wall) {
+                    Verdict::Ended(end) => end,
+                    Verdict::Pending | Verdict::Away => member.watch.given_up(),
+                },
+            };
+            (&member.signed, end, member.watch.said())
+        })
+    }
+
+    fn count(&self, of: impl Fn(&Stage) -> bool) -> usize {
+        self.members
+            .iter()
+            .filter(|member| of(member.delivery.stage()))
+            .count()
+    }
+
+    /// With a wrong key every machine is refused: four attempts for each of a thousand would take hours.
+    fn give_up_when_hopeless(&mut self) {
+        let closed = self.count(|stage| *stage == Stage::Refused(Refusal::Closed));
+        if self.accepted_any || closed < HOPELESS {
+            return;
+        }
+        for member in &mut self.members {
+            if *member.delivery.stage() == Stage::Queued {
+                member.delivery.refuse(Refusal::LikeOthers);
+            }
+        }
+    }
+}
+
+impl Member {
+    /// Whether its deployment is where it shall be, or known not to get there.
+    ///
+    /// A machine that answers has it, whatever the broker shows.
+    fn is_settled(&self) -> bool {
+        match self.delivery.stage() {
+            Stage::Stands | Stage::Overtaken(_) | Stage::Refused(_) => true,
+            Stage::Queued
+            | Stage::Sent
+            | Stage::Acknowledged
+            | Stage::Requested
+            | Stage::Awaited { .. } => self.watch.has_answered(),
+        }
+    }
+
+    /// Why its deployment did not get there, unless the machine has it all the same.
+    fn refusal(&self) -> Option<&Refusal> {
+        match self.delivery.stage() {
+            Stage::Refused(refusal) if !self.watch.has_answered() => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+fn found(ours: &Signed, trusted: &TrustedKeys, payload: &[u8]) -> Found {
+    if payload == ours.envelope {
+        return Found::Ours;
+    }
+    if payload.is_empty() {
+        return Found::Cleared;
+    }
+    match trusted.verify(payload, &ours.machine) {
+        Ok(other) if other.deployment().order() > ours.order => {
+            Found::Newer(other.deployment().order())
+        }
+        Ok(other) => Found::Older(other.deployment().id()),
+        Err(error) => Found::Unknown(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -1,0 +1,262 @@
+//! How a deployment ended, and what the program says by its exit code.
+
+use std::fmt;
+
+use hoist_protocol::State;
+use serde::Serialize;
+
+/// How a deployment ended on one machine, as far as its publisher can tell.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// The machine runs it, confirmed.
+    Succeeded,
+    /// The machine ran it already.
+    Unchanged,
+    /// It was published and read back, and is not waited for.
+    Published,
+    /// It did not get to the machine's topic.
+    NotPublished,
+    /// It could not be activated; the machine runs what it ran before.
+    Failed,
+    /// It was activated, did not hold, and the machine went back.
+    RolledBack,
+    /// It did not hold, and going back failed too.
+    RollbackFailed,
+    /// Somebody else changed the machine's system meanwhile.
+    Conflict,
+    /// The machine does not carry it out.
+    Rejected,
+    /// It had expired before the machine saw it.
+    Expired,
+    /// A newer deployment took its place.
+    Superseded,
+    /// The machine was under way, or silent, when the time was up.
+    TimedOut,
+    /// The machine is offline and gets it when it returns.
+    Offline,
+}
+
+impl Outcome {
+    /// The outcome that a machine reports by this state; none while it is under way.
+    #[must_use]
+    pub const fn of(state: State) -> Option<Self> {
+        Some(match state {
+            State::Succeeded => Self::Succeeded,
+            State::Unchanged => Self::Unchanged,
+            State::Failed => Self::Failed,
+            State::RolledBack => Self::RolledBack,
+            State::RollbackFailed => Self::RollbackFailed,
+            State::Conflict => Self::Conflict,
+            State::Rejected => Self::Rejected,
+            State::Expired => Self::Expired,
+            State::Superseded => Self::Superseded,
+            State::Idle
+            | State::Waiting
+            | State::Fetching
+            | State::Activating
+            | State::Confirming
+            | State::RollingBack => return None,
+        })
+    }
+
+    /// As it is written in JSON, and with spaces for people.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Succeeded => "succeeded",
+            Self::Unchanged => "unchanged",
+            Self::Published => "published",
+            Self::NotPublished => "not_published",
+            Self::Failed => "failed",
+            Self::RolledBack => "rolled_back",
+            Self::RollbackFailed => "rollback_failed",
+            Self::Conflict => "conflict",
+            Self::Rejected => "rejected",
+            Self::Expired => "expired",
+            Self::Superseded => "superseded",
+            Self::TimedOut => "timed_out",
+            Self::Offline => "offline",
+        }
+    }
+
+    /// Whether the machine runs it, or nobody asked to wait for that.
+    #[must_use]
+    pub const fn is_good(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Unchanged | Self::Published)
+    }
+
+    /// What somebody who reads this outcome may want to do.
+    #[must_use]
+    pub const fn advice(self, agent_log: &str) -> &str {
+        match self {
+            Self::Succeeded | Self::Unchanged | Self::Published => "",
+            Self::NotPublished => "nothing has changed on it",
+            Self::Failed | Self::RolledBack => agent_log,
+            Self::RollbackFailed => "it needs somebody to look at it now",
+            Self::Conflict => "see who else changes its system, then deploy again",
+            Self::Rejected => "see the reason; nothing has changed on it",
+            Self::Expired => "deploy again, or give --expires more time",
+            Self::Superseded => "nothing to do: the newer deployment decides",
+            Self::TimedOut => "it goes on by itself: `hoist status` shows how",
+            Self::Offline => "nothing to do: it gets the deployment when it returns",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.as_str().replace('_', " "))
+    }
+}
+
+/// What the program's exit code says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Every machine that was waited for runs the deployment.
+    Ok = 0,
+    /// Something went wrong here; nothing, or not everything, was published.
+    Error = 1,
+    /// The command line, a setting or the spec is not valid. Nothing was done.
+    Usage = 2,
+    /// It failed, was in conflict, or could not be rolled back.
+    Failed = 3,
+    /// It was rolled back.
+    RolledBack = 4,
+    /// A machine refused it.
+    Rejected = 5,
+    /// The time was up.
+    TimedOut = 6,
+    /// A newer deployment took its place.
+    Superseded = 7,
+    /// A machine is offline.
+    Offline = 8,
+    /// It expired.
+    Expired = 9,
+    /// Interrupted by a signal; the machines go on.
+    Interrupted = 130,
+}
+
+/// The table of exit codes, for `--help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0    every machine that was waited for runs the deployment
+  1    error: nothing, or not everything, was published; the message says which
+  2    usage: the command line, a setting or the spec is not valid; nothing was done
+  3    failed on a machine (also: conflict, and rollback failed, which needs somebody now)
+  4    rolled back on a machine: it runs what it ran before
+  5    rejected by a machine
+  6    timed out: a machine was still under way, or silent
+  7    superseded by a newer deployment
+  8    offline: every machine is, or with `--wait all` one stayed so
+  9    expired before a machine saw it
+  130  interrupted; the machines go on by themselves
+  With several outcomes the first of 1, 3, 4, 5, 9, 6, 7, 8 is taken.";
+
+/// The order in which outcomes decide: the first that occurs is the exit code.
+const PRECEDENCE: [Exit; 8] = [
+    Exit::Error,
+    Exit::Failed,
+    Exit::RolledBack,
+    Exit::Rejected,
+    Exit::Expired,
+    Exit::TimedOut,
+    Exit::Superseded,
+    Exit::Offline,
+];
+
+impl Exit {
+    /// The number.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+
+    /// The exit code of a run whose machines ended so. `waited_for_all` makes one offline machine count;
+    /// otherwise offline machines count only when there is no other.
+    #[must_use]
+    pub fn of(outcomes: &[Outcome], waited_for_all: bool) -> Self {
+        let all_offline = outcomes.iter().all(|outcome| *outcome == Outcome::Offline);
+        let exits: Vec<Self> = outcomes
+            .iter()
+            .map(|outcome| match outcome {
+                Outcome::Succeeded | Outcome::Unchanged | Outcome::Published => Self::Ok,
+                Outcome::NotPublished => Self::Error,
+                Outcome::Failed | Outcome::RollbackFailed | Outcome::Conflict => Self::Failed,
+                Outcome::RolledBack => Self::RolledBack,
+                Outcome::Rejected => Self::Rejected,
+                Outcome::Expired => Self::Expired,
+                Outcome::Superseded => Self::Superseded,
+                Outcome::TimedOut => Self::TimedOut,
+                Outcome::Offline if waited_for_all || all_offline => Self::Offline,
+                Outcome::Offline => Self::Ok,
+            })
+            .collect();
+        PRECEDENCE
+            .into_iter()
+            .find(|exit| exits.contains(exit))
+            .unwrap_or(Self::Ok)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gravest_outcome_decides() {
+        let graver_first = [
+            (Outcome::NotPublished, 1),
+            (Outcome::Failed, 3),
+            (Outcome::RolledBack, 4),
+            (Outcome::Rejected, 5),
+            (Outcome::Expired, 9),
+            (Outcome::TimedOut, 6),
+            (Outcome::Superseded, 7),
+            (Outcome::Offline, 8),
+            (Outcome::Succeeded, 0),
+        ];
+        for (n, (graver, code)) in graver_first.iter().enumerate() {
+            for (lighter, _) in &graver_first[n..] {
+                let exit = Exit::of(&[*lighter, *graver], true);
+                assert_eq!(exit.code(), *code, "{graver:?} with {lighter:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_offline_machine_among_others_is_no_failure_unless_all_are_waited_for() {
+        let outcomes = [Outcome::Succeeded, Outcome::Offline];
+        assert_eq!(Exit::of(&outcomes, false), Exit::Ok);
+        assert_eq!(Exit::of(&outcomes, true), Exit::Offline);
+        assert_eq!(Exit::of(&[Outcome::Offline; 2], false), Exit::Offline);
+    }
+
+    #[test]
+    fn conflict_and_a_failed_rollback_are_failures() {
+        for outcome in [Outcome::Conflict, Outcome::RollbackFailed] {
+            assert_eq!(Exit::of(&[outcome], false), Exit::Failed);
+        }
+    }
+
+    #[test]
+    fn every_final_state_is_an_outcome_and_no_other() {
+        for state in State::ALL {
+            assert_eq!(Outcome::of(*state).is_some(), state.is_final(), "{state}");
+            let as_good = Outcome::of(*state).is_some_and(Outcome::is_good);
+            assert_eq!(as_good, state.is_good(), "{state}");
+        }
+    }
+
+    #[test]
+    fn the_help_lists_every_exit_code() {
+        for exit in PRECEDENCE
+            .into_iter()
+            .chain([Exit::Ok, Exit::Usage, Exit::Interrupted])
+        {
+            let line = format!("\n  {:<5}", exit.code());
+            assert!(EXIT_CODES.contains(&line), "{exit:?}");
+        }
+    }
+}

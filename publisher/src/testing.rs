@@ -1,0 +1,69 @@
+//! What the tests of this crate share.
+
+use hoist_protocol::{
+    AgentName, DeploymentId, FleetName, KeyName, Machine, Order, SigningKey, State, Status, System,
+    Text, Timestamp,
+};
+use uuid::Uuid;
+
+/// The machine called `agent` of the fleet `prod`.
+pub(crate) fn machine(agent: &str) -> Machine {
+    Machine::new(
+        FleetName::new("prod").unwrap(),
+        AgentName::new(agent).unwrap(),
+    )
+}
+
+/// A deployment id made of a small number.
+pub(crate) fn id(n: u128) -> DeploymentId {
+    DeploymentId::new(Uuid::from_u128(n))
+}
+
+/// The order with the sequence and the id `n`.
+pub(crate) fn order(n: u64) -> Order {
+    Order {
+        epoch: 0,
+        sequence: n,
+        id: id(n.into()),
+    }
+}
+
+/// The key called `name`, the same at every call.
+pub(crate) fn key(name: &str) -> SigningKey {
+    let mut seed = [7; 32];
+    seed[..name.len().min(32)].copy_from_slice(&name.as_bytes()[..name.len().min(32)]);
+    SigningKey::from_seed(KeyName::new(name).unwrap(), &seed.into())
+}
+
+/// What `web-1` reports of the deployment with `order`.
+pub(crate) fn status(order: Order, state: State) -> Status {
+    Status {
+        agent: AgentName::new("web-1").unwrap(),
+        fleet: FleetName::new("prod").unwrap(),
+        state,
+        ts: Timestamp::from_ms(order.sequence),
+        id: Some(order.id),
+        epoch: Some(order.epoch),
+        sequence: Some(order.sequence),
+        floor_epoch: order.epoch,
+        floor: order.sequence,
+        reason: None,
+        message: Text::default(),
+        progress: None,
+        path: None,
+        previous_path: None,
+        current_path: None,
+        profile_path: None,
+        booted_path: None,
+        attempts: 1,
+        closure_size: None,
+        log_lines: None,
+        log_tail: Vec::new(),
+        refused: None,
+        agent_version: Text::lossy("0.1.0"),
+        system: System::new("x86_64-linux").unwrap(),
+        formats: vec![1],
+        trusted_keys: Vec::new(),
+        session: Text::lossy("s"),
+    }
+}
