@@ -21,7 +21,6 @@ use crate::certificate::{CertificateInfo, hex};
 use crate::credentials::Credentials;
 use crate::directory::{CA_CERTIFICATE, CA_KEY};
 use crate::files::{self, FileError};
-use crate::identity::Identity;
 use crate::pem::{self, Part, Pem, PemProblem};
 use crate::program::now;
 use crate::role::Role;
@@ -91,14 +90,20 @@ pub struct HostError(String);
 
 /// A DNS name or an IP address that a broker is reached by.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Host(SanType);
+pub struct Host(HostName);
+
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum HostName {
+    Dns(rcgen::string::Ia5String),
+    Address(IpAddr),
+}
 
 impl FromStr for Host {
     type Err = HostError;
 
     fn from_str(text: &str) -> Result<Self, HostError> {
-        if let Ok(address) = text.parse::<IpAddr>() {
-            return Ok(Self(SanType::IpAddress(address)));
+        if let Ok(address) = text.parse() {
+            return Ok(Self(HostName::Address(address)));
         }
         let error = || {
             HostError(
@@ -109,19 +114,25 @@ impl FromStr for Host {
             )
         };
         let name = DnsName::try_from(text).map_err(|_| error())?;
-        let name = name.as_ref().to_lowercase();
-        name.try_into()
-            .map(|name| Self(SanType::DnsName(name)))
-            .map_err(|_| error())
+        let name = name.as_ref().to_lowercase().try_into();
+        Ok(Self(HostName::Dns(name.map_err(|_| error())?)))
     }
 }
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            SanType::IpAddress(address) => write!(f, "{address}"),
-            SanType::DnsName(name) => f.write_str(name.as_str()),
-            other => unreachable!("a host is a name or an address, not {other:?}"),
+            HostName::Dns(name) => f.write_str(name.as_str()),
+            HostName::Address(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+impl Host {
+    fn subject_alt_name(&self) -> SanType {
+        match &self.0 {
+            HostName::Dns(name) => SanType::DnsName(name.clone()),
+            HostName::Address(address) => SanType::IpAddress(*address),
         }
     }
 }
@@ -350,7 +361,7 @@ impl Authority {
                 vec![ExtendedKeyUsagePurpose::ClientAuth]
             }
         };
-        params.subject_alt_names = hosts.iter().map(|host| host.0.clone()).collect();
+        params.subject_alt_names = hosts.iter().map(Host::subject_alt_name).collect();
         let serial = params
             .serial_number
             .as_ref()
@@ -454,10 +465,4 @@ fn belongs(key: &KeyPair, der: &CertificateDer<'_>) -> bool {
     use rcgen::PublicKeyData as _;
     crate::certificate::parse(der)
         .is_ok_and(|certificate| certificate.public_key().raw == key.subject_public_key_info())
-}
-
-/// The identity that [`Authority::issue`] writes for these three.
-#[must_use]
-pub fn identity(role: Role, name: &AgentName, fleet: &FleetName) -> Identity {
-    Identity::new(name.clone(), role, fleet.clone())
 }

@@ -124,7 +124,7 @@ pub enum TlsError {
         key: Pem,
         /// Why not.
         #[source]
-        source: rustls::Error,
+        source: Box<rustls::Error>,
     },
     /// The authorities cannot be used for verification.
     #[error("TLS cannot use the CA from {origin}: {reason}")]
@@ -185,14 +185,13 @@ impl Credentials {
     /// # Errors
     /// [`TlsError`]
     pub fn client(&self) -> Result<ClientTls, TlsError> {
-        let own = self.own()?;
+        let roots = self.roots()?;
+        let own = self.own(&roots)?;
         let provider = provider();
-        let verifier = WebPkiServerVerifier::builder_with_provider(
-            Arc::new(self.roots()?),
-            Arc::clone(&provider),
-        )
-        .build()
-        .map_err(|error| self.bad_ca(&error))?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .map_err(|error| self.bad_ca(&error))?;
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|source| self.unusable(source))?
@@ -213,7 +212,8 @@ impl Credentials {
     /// # Errors
     /// [`TlsError`]
     pub fn server(&self) -> Result<ServerTls, TlsError> {
-        let own = self.own()?;
+        let roots = self.roots()?;
+        let own = self.own(&roots)?;
         if own.identity.role() != Role::Broker {
             return Err(TlsError::NotABroker {
                 origin: self.certificate.clone(),
@@ -221,12 +221,10 @@ impl Credentials {
             });
         }
         let provider = provider();
-        let verifier = WebPkiClientVerifier::builder_with_provider(
-            Arc::new(self.roots()?),
-            Arc::clone(&provider),
-        )
-        .build()
-        .map_err(|error| self.bad_ca(&error))?;
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .map_err(|error| self.bad_ca(&error))?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|source| self.unusable(source))?
@@ -243,7 +241,7 @@ impl Credentials {
         })
     }
 
-    fn own(&self) -> Result<Own, TlsError> {
+    fn own(&self, roots: &RootCertStore) -> Result<Own, TlsError> {
         let (part, origin) = (Part::Certificate, &self.certificate);
         let chain = origin.certificates(part)?;
         let info = read(&chain[0], part, origin)?;
@@ -267,7 +265,7 @@ impl Credentials {
             identity,
             not_after: info.not_after,
         };
-        self.warn_if_of_another_ca(&own)?;
+        self.warn_if_of_another_ca(&own, roots);
         Ok(own)
     }
 
@@ -303,14 +301,13 @@ impl Credentials {
 
     /// The other side decides whether our certificate counts, and it may know more authorities than we do: so
     /// this is no error, but nearly always a mistake.
-    fn warn_if_of_another_ca(&self, own: &Own) -> Result<(), TlsError> {
+    fn warn_if_of_another_ca(&self, own: &Own, roots: &RootCertStore) {
         let usage = match own.identity.role() {
             Role::Broker => webpki::KeyUsage::server_auth(),
             Role::Agent | Role::Publisher | Role::Monitor | Role::Admin => {
                 webpki::KeyUsage::client_auth()
             }
         };
-        let roots = self.roots()?;
         let verified = webpki::EndEntityCert::try_from(&own.chain[0]).and_then(|certificate| {
             certificate
                 .verify_for_usage(
@@ -333,7 +330,6 @@ impl Credentials {
                  unless the fleet is moving to another CA, one of the two is the wrong file"
             );
         }
-        Ok(())
     }
 
     fn unusable(&self, source: rustls::Error) -> TlsError {
@@ -343,7 +339,7 @@ impl Credentials {
             source => TlsError::Unusable {
                 certificate,
                 key,
-                source,
+                source: Box::new(source),
             },
         }
     }

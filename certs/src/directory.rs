@@ -5,9 +5,12 @@ use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use hoist_protocol::{AgentName, FleetName, Timestamp};
+use hoist_protocol::{AgentName, FleetName, KeyName, PublicKey, SigningKey, Timestamp};
+use rand::TryRng as _;
+use rand::rngs::SysRng;
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::authority::{Authority, AuthorityError, CERTIFICATE_VALIDITY, Host, Validity};
 use crate::files::{FileError, Overwrite, Staged};
@@ -94,27 +97,10 @@ struct Entry {
     authority: String,
     serial: String,
     name: AgentName,
-    #[serde(with = "role_as_text")]
     role: Role,
     fleet: FleetName,
     issued: Timestamp,
     not_after: Timestamp,
-}
-
-mod role_as_text {
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    use crate::role::Role;
-
-    pub(super) fn serialize<S: Serializer>(role: &Role, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(role.as_str())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
-        String::deserialize(from)?
-            .parse()
-            .map_err(serde::de::Error::custom)
-    }
 }
 
 /// What shall be issued.
@@ -154,14 +140,7 @@ pub fn init(
     overwrite: Overwrite,
 ) -> Result<Written, DirectoryError> {
     let authority = Authority::create(fleet, validity)?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| DirectoryError::Folder {
-            path: dir.to_owned(),
-            source,
-        })?;
+    make(dir)?;
     let (certificate, key) = (dir.join(CA_CERTIFICATE), dir.join(CA_KEY));
     write_pair(
         (&certificate, authority.certificate_pem()),
@@ -173,6 +152,58 @@ pub fn init(
         key,
         not_after: authority.not_after(),
     })
+}
+
+/// Where a signing key lies.
+#[derive(Clone, Debug)]
+pub struct WrittenKey {
+    /// The file of the secret.
+    pub secret: Utf8PathBuf,
+    /// The file of the public half.
+    pub public: Utf8PathBuf,
+    /// The public half.
+    pub key: PublicKey,
+}
+
+/// Makes a key that signs deployments, in `dir`, which is made too if it is not there.
+///
+/// # Errors
+/// [`DirectoryError`]; then neither file has been made.
+pub fn signing_key(
+    dir: &Utf8Path,
+    name: &KeyName,
+    overwrite: Overwrite,
+) -> Result<WrittenKey, DirectoryError> {
+    let mut seed = Zeroizing::new([0; 32]);
+    SysRng
+        .try_fill_bytes(seed.as_mut_slice())
+        .map_err(AuthorityError::Random)?;
+    let key = SigningKey::from_seed(name.clone(), &seed);
+    make(dir)?;
+    let secret = dir.join(format!("{name}.signing-key"));
+    let public = dir.join(format!("{name}.signing-key.pub"));
+    let secret_text = Zeroizing::new(format!("{}\n", *key.to_text()));
+    write_pair(
+        (&public, &format!("{}\n", key.public())),
+        (&secret, &secret_text),
+        overwrite,
+    )?;
+    Ok(WrittenKey {
+        secret,
+        public,
+        key: key.public(),
+    })
+}
+
+fn make(dir: &Utf8Path) -> Result<(), DirectoryError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(|source| DirectoryError::Folder {
+            path: dir.to_owned(),
+            source,
+        })
 }
 
 /// Issues a certificate from the authority in `dir` and writes it there.
@@ -258,19 +289,19 @@ fn refuse_existing(paths: &[&Utf8Path]) -> Result<(), FileError> {
     }
 }
 
-/// Both files are complete on disk before the first of them gets its name, the key before the certificate.
+/// Both files are complete on disk before the first of them gets its name, the secret before what it is for.
 fn write_pair(
-    (certificate, certificate_pem): (&Utf8Path, &str),
-    (key, key_pem): (&Utf8Path, &str),
+    (public, public_text): (&Utf8Path, &str),
+    (secret, secret_text): (&Utf8Path, &str),
     overwrite: Overwrite,
 ) -> Result<(), FileError> {
     if overwrite == Overwrite::No {
-        refuse_existing(&[certificate, key])?;
+        refuse_existing(&[public, secret])?;
     }
-    let staged_key = Staged::private(key, key_pem.as_bytes())?;
-    let staged_certificate = Staged::public(certificate, certificate_pem.as_bytes())?;
-    staged_key.commit(overwrite)?;
-    staged_certificate.commit(overwrite)
+    let staged_secret = Staged::private(secret, secret_text.as_bytes())?;
+    let staged_public = Staged::public(public, public_text.as_bytes())?;
+    staged_secret.commit(overwrite)?;
+    staged_public.commit(overwrite)
 }
 
 /// The index, locked against another `hoist-certs` for as long as this lives.

@@ -9,6 +9,7 @@ mod credentials;
 pub mod directory;
 pub mod files;
 mod identity;
+pub mod inspect;
 pub mod mqtt;
 mod pem;
 pub mod program;
@@ -18,7 +19,7 @@ mod verifier;
 
 pub use certificate::{CertificateError, CertificateInfo};
 pub use credentials::{ClientTls, Credentials, ServerTls, TlsError};
-pub use identity::{Identity, IdentityError};
+pub use identity::{Attribute, Identity, IdentityError};
 pub use pem::{Part, Pem, PemError, PemProblem};
 pub use role::{Role, RoleError};
 pub use signing_key::{SigningKeyError, SigningKeySource};

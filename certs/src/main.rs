@@ -1,1 +1,7 @@
-fn main() {}
+//! `hoist-certs`: makes the certificates and keys of a fleet.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -179,3 +179,77 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, CertificateError};
+
+    use super::*;
+
+    fn diagnosed(error: ConnectionError) -> ConnectFailure {
+        diagnose(&error, &"mqtts://broker.example.org:1".parse().unwrap())
+    }
+
+    fn tls(error: rustls::Error) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+
+    #[test]
+    fn a_tls_failure_is_found_however_deep_it_lies() {
+        let expired = rustls::Error::InvalidCertificate(CertificateError::Expired);
+        let alert = rustls::Error::AlertReceived(AlertDescription::CertificateRevoked);
+        for (error, said) in [
+            // While connecting,
+            (
+                ConnectionError::Tls(rumqttc::TlsError::Io(tls(expired))),
+                "the broker's certificate has expired",
+            ),
+            // and with the first packet: in TLS 1.3 the broker refuses a certificate only then.
+            (
+                ConnectionError::MqttState(rumqttc::StateError::Io(tls(alert.clone()))),
+                "our certificate has been revoked",
+            ),
+            (
+                ConnectionError::Io(tls(alert)),
+                "our certificate has been revoked",
+            ),
+        ] {
+            let failure = diagnosed(error);
+            assert_eq!(failure.kind, FailureKind::Tls);
+            assert!(failure.to_string().contains(said), "{failure}");
+        }
+    }
+
+    #[test]
+    fn failures_of_the_network_are_told_apart() {
+        for (kind, text, expected) in [
+            (
+                io::ErrorKind::ConnectionRefused,
+                "",
+                FailureKind::Unreachable,
+            ),
+            (
+                io::ErrorKind::NetworkUnreachable,
+                "",
+                FailureKind::Unreachable,
+            ),
+            (io::ErrorKind::ConnectionReset, "", FailureKind::Lost),
+            (
+                io::ErrorKind::Other,
+                "failed to lookup address information: Name or service not known",
+                FailureKind::Name,
+            ),
+        ] {
+            let failure = diagnosed(ConnectionError::Io(io::Error::new(kind, text)));
+            assert_eq!(failure.kind, expected, "{failure}");
+            assert!(
+                failure
+                    .to_string()
+                    .starts_with("mqtts://broker.example.org:1: "),
+                "{failure}"
+            );
+        }
+        let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized);
+        assert_eq!(diagnosed(refused).kind, FailureKind::Refused);
+    }
+}

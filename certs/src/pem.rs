@@ -173,7 +173,10 @@ impl Pem {
     pub(crate) fn private_key(&self) -> Result<PrivateKeyDer<'static>, PemError> {
         let part = Part::Key;
         if let Self::File(path) = self {
-            keep_secret(path, part)?;
+            if let Some(path) = in_store(path) {
+                return Err(PemError::InStore { part, path });
+            }
+            warn_if_readable_by_others(path);
         }
         let text = self.text(part)?;
         private_key_in(&text).map_err(|source| self.content(part, source))
@@ -197,15 +200,12 @@ impl Pem {
     }
 }
 
-/// Refuses a secret in the Nix store; warns when others may read it.
-fn keep_secret(path: &Utf8Path, part: Part) -> Result<(), PemError> {
+/// Where in the Nix store a file lies, when it does: a secret must not, since everybody can read it there.
+pub(crate) fn in_store(path: &Utf8Path) -> Option<Utf8PathBuf> {
     // A link into the store is as public as the store.
-    let real = path.canonicalize_utf8();
-    if let Some(path) = real.ok().filter(|real| real.starts_with("/nix/store")) {
-        return Err(PemError::InStore { part, path });
-    }
-    warn_if_readable_by_others(path);
-    Ok(())
+    path.canonicalize_utf8()
+        .ok()
+        .filter(|real| real.starts_with("/nix/store"))
 }
 
 pub(crate) fn warn_if_readable_by_others(path: &Utf8Path) {

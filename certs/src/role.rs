@@ -4,10 +4,10 @@ use std::fmt;
 use std::str::FromStr;
 
 use hoist_protocol::nearest;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What the holder of a certificate may do; its subject's OU, in lower case.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// A machine: reads its own deployments, writes its own reports.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use zeroize::Zeroizing;
 
 use crate::files::{self, FileError};
-use crate::pem::warn_if_readable_by_others;
+use crate::pem::{in_store, warn_if_readable_by_others};
 
 /// Largest file that a signing key is read from, in bytes.
 const MAX_LEN: usize = 4096;
@@ -66,6 +66,12 @@ pub enum SigningKeyError {
     /// The file cannot be read.
     #[error("cannot read the signing key")]
     Read(#[source] FileError),
+    /// The key lies where everybody can read it.
+    #[error(
+        "the signing key `{0}` lies in the Nix store, which everybody on this machine can read; \
+         keep it outside and make a new one, since this one is known"
+    )]
+    InStore(Utf8PathBuf),
     /// What is there is no key.
     #[error("the signing key from {origin} cannot be used")]
     Key {
@@ -82,6 +88,9 @@ impl SigningKeySource {
         let text = match self {
             Self::Inline(text) => text.clone(),
             Self::File(path) => {
+                if let Some(path) = in_store(path) {
+                    return Err(SigningKeyError::InStore(path));
+                }
                 warn_if_readable_by_others(path);
                 let bytes = files::read_limited(path, MAX_LEN).map_err(SigningKeyError::Read)?;
                 // What is no UTF-8 is no key either, and the key's parser says what a key looks like.
