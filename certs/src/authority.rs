@@ -51,12 +51,12 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// From `not_before` to `not_after`, wherever they lie.
+    /// From `not_before` to `not_after`, wherever they lie; certificates know whole seconds only.
     #[must_use]
     pub const fn between(not_before: Timestamp, not_after: Timestamp) -> Self {
         Self {
-            not_before,
-            not_after,
+            not_before: whole_seconds(not_before),
+            not_after: whole_seconds(not_after),
         }
     }
 
@@ -74,11 +74,15 @@ impl From<Duration> for Validity {
     fn from(duration: Duration) -> Self {
         let now = now();
         let skew = u64::try_from(CLOCK_SKEW.as_millis()).unwrap_or(u64::MAX);
-        Self {
-            not_before: Timestamp::from_ms(now.as_ms().saturating_sub(skew)),
-            not_after: now.plus(duration),
-        }
+        Self::between(
+            Timestamp::from_ms(now.as_ms().saturating_sub(skew)),
+            now.plus(duration),
+        )
     }
+}
+
+const fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_ms(time.as_ms() / 1000 * 1000)
 }
 
 /// A text that is no host.
@@ -251,7 +255,7 @@ impl Authority {
         valid_for: impl Into<Validity>,
     ) -> Result<Self, AuthorityError> {
         let mut subject = DistinguishedName::new();
-        subject.push(DnType::CommonName, format!("Hoist CA of {fleet}"));
+        subject.push(DnType::CommonName, "Hoist CA");
         subject.push(DnType::OrganizationName, fleet.as_str());
         let mut params = params(subject, valid_for.into())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));

@@ -184,10 +184,15 @@ mod tests {
     }
 
     /// A name of one SET for each of `sets`, with the attributes in it.
-    fn read(sets: &[&[Vec<u8>]]) -> Result<Identity, IdentityError> {
+    fn read(sets: &[&[&Vec<u8>]]) -> Result<Identity, IdentityError> {
         let sets: Vec<u8> = sets
             .iter()
-            .flat_map(|set| der(0x31, &set.concat()))
+            .flat_map(|set| {
+                der(
+                    0x31,
+                    &set.iter().copied().flatten().copied().collect::<Vec<u8>>(),
+                )
+            })
             .collect();
         let name = der(0x30, &sets);
         Identity::from_subject(&X509Name::from_der(&name).unwrap().1)
@@ -200,18 +205,18 @@ mod tests {
     #[test]
     fn three_words_in_any_order_make_an_identity() {
         let (cn, ou, o) = (text(CN, "web-1"), text(OU, "agent"), text(O, "prod"));
-        for sets in [[&cn, &ou, &o], [&o, &ou, &cn]] {
-            let identity = read(&sets.map(std::slice::from_ref)).unwrap();
+        for [a, b, c] in [[&cn, &ou, &o], [&o, &ou, &cn]] {
+            let identity = read(&[&[a], &[b], &[c]]).unwrap();
             assert_eq!(identity.to_string(), "agent web-1 of fleet prod");
         }
         let printable = attribute(CN, PRINTABLE, b"web-1");
-        assert!(read(&[&[printable], &[ou], &[o]]).is_ok());
+        assert!(read(&[&[&printable], &[&ou], &[&o]]).is_ok());
     }
 
     #[test]
     fn a_word_that_is_missing_or_there_twice_is_refused() {
         let (cn, ou, o) = (text(CN, "web-1"), text(OU, "agent"), text(O, "prod"));
-        let missing = read(&[&[cn.clone()], &[o.clone()]]).unwrap_err();
+        let missing = read(&[&[&cn], &[&o]]).unwrap_err();
         assert_eq!(
             missing,
             IdentityError::Missing(Attribute::OrganizationalUnit)
@@ -221,7 +226,7 @@ mod tests {
             IdentityError::Missing(Attribute::CommonName)
         );
         let admin = text(OU, "admin");
-        let twice = read(&[&[cn], &[ou], &[admin], &[o]]).unwrap_err();
+        let twice = read(&[&[&cn], &[&ou], &[&admin], &[&o]]).unwrap_err();
         assert_eq!(twice, IdentityError::Twice(Attribute::OrganizationalUnit));
     }
 
@@ -229,7 +234,7 @@ mod tests {
     fn words_that_share_a_place_are_refused() {
         let (cn, ou, o) = (text(CN, "web-1"), text(OU, "agent"), text(O, "prod"));
         assert_eq!(
-            read(&[&[cn, ou], &[o]]).unwrap_err(),
+            read(&[&[&cn, &ou], &[&o]]).unwrap_err(),
             IdentityError::MultiValued
         );
     }
@@ -238,7 +243,7 @@ mod tests {
     fn a_word_without_meaning_is_refused() {
         let (cn, ou, o) = (text(CN, "web-1"), text(OU, "agent"), text(O, "prod"));
         let country = attribute(6, PRINTABLE, b"DE");
-        let error = read(&[&[cn], &[ou], &[o], &[country]]).unwrap_err();
+        let error = read(&[&[&cn], &[&ou], &[&o], &[&country]]).unwrap_err();
         assert_eq!(error, IdentityError::Unknown("2.5.4.6".to_owned()));
     }
 
@@ -253,7 +258,7 @@ mod tests {
             (numeric, b"1"),
         ] {
             let cn = attribute(CN, tag, bytes);
-            let error = read(&[&[cn], &[ou.clone()], &[o.clone()]]).unwrap_err();
+            let error = read(&[&[&cn], &[&ou], &[&o]]).unwrap_err();
             assert_eq!(
                 error,
                 IdentityError::Encoding(Attribute::CommonName),
@@ -276,17 +281,17 @@ mod tests {
             "web 1",
             "wéb",
         ] {
-            let error = read(&[&[text(CN, name)], &[ou.clone()], &[o.clone()]]).unwrap_err();
+            let error = read(&[&[&text(CN, name)], &[&ou], &[&o]]).unwrap_err();
             assert!(
                 matches!(error, IdentityError::Name(Attribute::CommonName, _)),
                 "{name:?}: {error}"
             );
         }
         for role in ["Agent", "agent\0", "root", ""] {
-            let error = read(&[&[text(CN, "a")], &[text(OU, role)], &[o.clone()]]).unwrap_err();
+            let error = read(&[&[&text(CN, "a")], &[&text(OU, role)], &[&o]]).unwrap_err();
             assert!(matches!(error, IdentityError::Role(_)), "{role:?}: {error}");
         }
-        let fleet = read(&[&[text(CN, "a")], &[ou], &[text(O, "Prod Inc.")]]).unwrap_err();
+        let fleet = read(&[&[&text(CN, "a")], &[&ou], &[&text(O, "Prod Inc.")]]).unwrap_err();
         assert!(matches!(
             fleet,
             IdentityError::Name(Attribute::Organization, _)

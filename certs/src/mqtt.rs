@@ -186,8 +186,8 @@ mod tests {
 
     use super::*;
 
-    fn diagnosed(error: ConnectionError) -> ConnectFailure {
-        diagnose(&error, &"mqtts://broker.example.org:1".parse().unwrap())
+    fn diagnosed(error: &ConnectionError) -> ConnectFailure {
+        diagnose(error, &"mqtts://broker.example.org:1".parse().unwrap())
     }
 
     fn tls(error: rustls::Error) -> io::Error {
@@ -214,7 +214,7 @@ mod tests {
                 "our certificate has been revoked",
             ),
         ] {
-            let failure = diagnosed(error);
+            let failure = diagnosed(&error);
             assert_eq!(failure.kind, FailureKind::Tls);
             assert!(failure.to_string().contains(said), "{failure}");
         }
@@ -240,7 +240,7 @@ mod tests {
                 FailureKind::Name,
             ),
         ] {
-            let failure = diagnosed(ConnectionError::Io(io::Error::new(kind, text)));
+            let failure = diagnosed(&ConnectionError::Io(io::Error::new(kind, text)));
             assert_eq!(failure.kind, expected, "{failure}");
             assert!(
                 failure
@@ -250,6 +250,6 @@ mod tests {
             );
         }
         let refused = ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized);
-        assert_eq!(diagnosed(refused).kind, FailureKind::Refused);
+        assert_eq!(diagnosed(&refused).kind, FailureKind::Refused);
     }
 }
