@@ -1,11 +1,16 @@
 //! The harness: real processes, real Nix, made-up machines.
 //!
-//! A [`machine::Machine`] is a folder, seen through a mount namespace as a `/nix` and a `/run` of its own. Its
-//! agent fetches from a [`builder::Cache`] that a [`builder::Builder`] has filled, and talks to the broker through
-//! a [`proxy::Proxy`] which the machine's own configuration can cut.
+//! A [`world::World`] is a fleet on this computer. A [`machine::Machine`] of it is a folder, seen through a mount
+//! namespace as a `/nix` and a `/run` of its own. Its agent fetches from a [`builder::Cache`] that a
+//! [`builder::Builder`] has filled, and talks to the broker through a [`proxy::Proxy`] which the machine's own
+//! configuration can cut. What the fleet says of itself is read by mosquitto's client: see [`foreign`].
 
+pub mod authority;
+pub mod broker;
 pub mod builder;
 pub mod closure;
+pub mod foreign;
+pub mod forge;
 pub mod machine;
 pub mod namespace;
 pub mod process;
@@ -13,3 +18,4 @@ pub mod programs;
 pub mod proxy;
 pub mod server;
 pub mod wait;
+pub mod world;

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Sees to it that what the demo and the tests need is there: Nix, mosquitto and its clients, namespaces.
+# On Debian and Ubuntu it installs what is missing, where it may; elsewhere it says exactly what is missing.
+# Quick, and changes nothing, when all is there.
+set -euo pipefail
+
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+missing=()
+packages=()
+
+# need PROGRAM DEBIAN-PACKAGE
+need() {
+    command -v "$1" > /dev/null && return
+    missing+=("$1")
+    packages+=("$2")
+}
+
+need nix-store nix-bin
+need mosquitto mosquitto
+need mosquitto_pub mosquitto-clients
+need mosquitto_sub mosquitto-clients
+need unshare util-linux
+need setpriv util-linux
+need mount mount
+# ring is compiled with a C compiler.
+need cc gcc
+
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
+
+if ((${#missing[@]} > 0)); then
+    echo "missing: ${missing[*]}" >&2
+    mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+    as_root=()
+    if ((EUID != 0)); then
+        as_root=(sudo -n)
+    fi
+    if ! command -v apt-get > /dev/null; then
+        fail "install these with your system's package manager (on Debian they are the packages ${packages[*]})"
+    fi
+    if ((EUID != 0)) && ! sudo -n true 2> /dev/null; then
+        fail "run this as somebody who may: sudo apt-get install --no-install-recommends ${packages[*]}"
+    fi
+    echo "installing: ${packages[*]}" >&2
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq update
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq install --yes --no-install-recommends "${packages[@]}" > /dev/null
+fi
+
+command -v cargo > /dev/null || fail "Rust is missing; install it from https://rustup.rs"
+
+# A test machine gets a /nix of its own, which would hide a Nix that is installed there.
+nix=$(readlink -f "$(command -v nix-store)")
+if [[ $nix == /nix/* ]]; then
+    fail "the tests need a Nix outside of /nix, such as Debian's package nix-bin; found $nix"
+fi
+# The mount point of every test machine.
+if [[ ! -d /nix ]]; then
+    if ((EUID == 0)); then
+        mkdir /nix
+    else
+        sudo -n mkdir /nix 2> /dev/null || fail "the folder /nix is missing: sudo mkdir /nix"
+    fi
+fi
+
+map_root=()
+if ((EUID != 0)); then
+    map_root=(--map-root-user)
+fi
+if ! unshare --mount "${map_root[@]}" mount --bind /tmp /nix 2> /dev/null; then
+    fail "mount namespaces are not allowed here. In a container: run it with --cap-add SYS_ADMIN and
+       --security-opt apparmor=unconfined. On Ubuntu 24.04 and later:
+       sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 (or run make as root)"
+fi

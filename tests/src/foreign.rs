@@ -1,0 +1,333 @@
+//! mosquitto's own clients: proof that any MQTT client can do what Hoist's programs do.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use hoist_protocol::{AgentName, DeploymentId, History, LogLine, Machine, State, Status};
+
+use crate::authority::Identity;
+use crate::process::{self, Finished, Process};
+use crate::wait;
+
+/// Who connects: certificate and client id.
+#[derive(Clone, Debug)]
+pub struct Client {
+    identity: Identity,
+    id: String,
+    port: u16,
+    logs: Utf8PathBuf,
+}
+
+impl Client {
+    /// A client that calls itself `id` on the broker's `port`.
+    #[must_use]
+    pub fn new(identity: Identity, id: &str, port: u16, logs: &Utf8Path) -> Self {
+        Self {
+            identity,
+            id: id.to_owned(),
+            port,
+            logs: logs.to_owned(),
+        }
+    }
+
+    /// `program` with all that it takes to connect.
+    fn command(&self, program: &str) -> Command {
+        let Identity {
+            ca,
+            certificate,
+            key,
+        } = &self.identity;
+        let mut command = process::command(program);
+        command
+            .args([
+                "-h",
+                "127.0.0.1",
+                "-p",
+                &self.port.to_string(),
+                "-V",
+                "311",
+                "-i",
+                &self.id,
+            ])
+            .args([
+                "--cafile",
+                ca.as_str(),
+                "--cert",
+                certificate.as_str(),
+                "--key",
+                key.as_str(),
+            ]);
+        command
+    }
+
+    /// Publishes at QoS 1, retained when `retain`; an empty payload clears a retained message. Exit code 0 only
+    /// says that the broker acknowledged it, if at all.
+    ///
+    /// # Errors
+    /// When `mosquitto_pub` cannot be run.
+    pub fn publish(&self, topic: &str, payload: &[u8], retain: bool) -> Result<Finished> {
+        self.publish_with(topic, payload, retain, &[])
+    }
+
+    /// The same with further arguments, such as a last will.
+    ///
+    /// # Errors
+    /// When `mosquitto_pub` cannot be run.
+    pub fn publish_with(
+        &self,
+        topic: &str,
+        payload: &[u8],
+        retain: bool,
+        more: &[&str],
+    ) -> Result<Finished> {
+        let file = self.logs.join(format!("payload-{}", uuid::Uuid::now_v7()));
+        fs::write(&file, payload)?;
+        let mut command = self.command("mosquitto_pub");
+        command.args(["-q", "1", "-t", topic]).args(more);
+        if retain {
+            command.arg("-r");
+        }
+        if payload.is_empty() {
+            command.arg("-n");
+        } else {
+            command.args(["-f", file.as_str()]);
+        }
+        let finished = process::run("mosquitto_pub", command, &self.logs);
+        fs::remove_file(&file)?;
+        finished
+    }
+
+    /// Subscribes to `filters`, and goes on until it is dropped.
+    ///
+    /// # Errors
+    /// When `mosquitto_sub` cannot be run.
+    pub fn subscribe(&self, filters: &[&str]) -> Result<Subscription> {
+        let mut command = self.command("mosquitto_sub");
+        // Topic and payload on a line each message: JSON and presence hold no newline.
+        command.args(["-q", "1", "-F", "%r %t %p"]);
+        for filter in filters {
+            command.args(["-t", filter]);
+        }
+        let process = Process::start(&format!("sub-{}", self.id), command, &self.logs)?;
+        Ok(Subscription { process })
+    }
+
+    /// The retained payload of `topic` as the broker has it now, in bytes; none when nothing comes within 1 s.
+    ///
+    /// # Errors
+    /// When `mosquitto_sub` cannot be run.
+    pub fn retained(&self, topic: &str) -> Result<Option<Vec<u8>>> {
+        let mut command = self.command("mosquitto_sub");
+        command.args([
+            "-t",
+            topic,
+            "-C",
+            "1",
+            "-W",
+            "1",
+            "--retained-only",
+            "-F",
+            "%x",
+        ]);
+        let finished = process::run("mosquitto_sub", command, &self.logs)?;
+        let hex = finished.stdout.trim();
+        if hex.is_empty() {
+            return Ok(None);
+        }
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16);
+        Ok(Some(
+            (0..hex.len())
+                .step_by(2)
+                .map(byte)
+                .collect::<Result<_, _>>()?,
+        ))
+    }
+}
+
+/// A `mosquitto_sub` that runs.
+pub struct Subscription {
+    process: Process,
+}
+
+/// One message as it was delivered.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Message {
+    /// Whether the broker had kept it.
+    pub retained: bool,
+    /// Its topic.
+    pub topic: String,
+    /// Its payload.
+    pub payload: String,
+}
+
+impl Subscription {
+    /// Everything that has come, in order.
+    ///
+    /// # Errors
+    /// When the output of `mosquitto_sub` cannot be read.
+    pub fn messages(&self) -> Result<Vec<Message>> {
+        let text = self.process.stdout()?;
+        let complete = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
+        let message = |line: &str| {
+            let mut parts = line.splitn(3, ' ');
+            Some(Message {
+                retained: parts.next()? == "1",
+                topic: parts.next()?.to_owned(),
+                payload: parts.next().unwrap_or_default().to_owned(),
+            })
+        };
+        Ok(complete.lines().filter_map(message).collect())
+    }
+
+    /// The process.
+    pub const fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+/// What a fleet says of itself, watched by a foreign client.
+pub struct Watch {
+    fleet: String,
+    subscription: Subscription,
+}
+
+impl Watch {
+    /// Watches everything but the deployments, which are no text.
+    ///
+    /// # Errors
+    /// When `mosquitto_sub` cannot be run.
+    pub fn start(client: &Client, fleet: &str) -> Result<Self> {
+        let filters = ["status", "presence", "history", "log"]
+            .map(|channel| format!("hoist/v1/{fleet}/+/{channel}"));
+        let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
+        Ok(Self {
+            fleet: fleet.to_owned(),
+            subscription: client.subscribe(&filters)?,
+        })
+    }
+
+    fn topic(&self, agent: &AgentName, channel: &str) -> String {
+        format!("hoist/v1/{}/{agent}/{channel}", self.fleet)
+    }
+
+    fn payloads(&self, agent: &AgentName, channel: &str) -> Result<Vec<String>> {
+        let topic = self.topic(agent, channel);
+        let messages = self.subscription.messages()?;
+        Ok(messages
+            .into_iter()
+            .filter(|m| m.topic == topic)
+            .map(|m| m.payload)
+            .collect())
+    }
+
+    fn machine(&self, agent: &AgentName) -> Result<Machine> {
+        Ok(Machine::new(self.fleet.parse()?, agent.clone()))
+    }
+
+    /// Every status that came, in order.
+    ///
+    /// # Errors
+    /// When one is not valid.
+    pub fn statuses(&self, agent: &AgentName) -> Result<Vec<Status>> {
+        let machine = self.machine(agent)?;
+        let parse = |text: &String| {
+            Status::from_json(text.as_bytes(), &machine)
+                .with_context(|| format!("a status: {text}"))
+        };
+        self.payloads(agent, "status")?.iter().map(parse).collect()
+    }
+
+    /// The newest status; none before the first.
+    ///
+    /// # Errors
+    /// When it is not valid.
+    pub fn status(&self, agent: &AgentName) -> Result<Option<Status>> {
+        Ok(self.statuses(agent)?.pop())
+    }
+
+    /// Every state that the machine went through with the deployment `id`, repeats left out.
+    ///
+    /// # Errors
+    /// When a status is not valid.
+    pub fn states(&self, agent: &AgentName, id: DeploymentId) -> Result<Vec<State>> {
+        let statuses = self.statuses(agent)?;
+        let mut states: Vec<State> = statuses
+            .into_iter()
+            .filter(|status| status.id == Some(id))
+            .map(|s| s.state)
+            .collect();
+        states.dedup();
+        Ok(states)
+    }
+
+    /// The newest presence.
+    ///
+    /// # Errors
+    /// When the output of `mosquitto_sub` cannot be read.
+    pub fn presence(&self, agent: &AgentName) -> Result<Option<String>> {
+        Ok(self.payloads(agent, "presence")?.pop())
+    }
+
+    /// The newest history; none before the first.
+    ///
+    /// # Errors
+    /// When it is not valid.
+    pub fn history(&self, agent: &AgentName) -> Result<Option<History>> {
+        let machine = self.machine(agent)?;
+        match self.payloads(agent, "history")?.pop() {
+            Some(text) => Ok(Some(History::from_json(text.as_bytes(), &machine)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Every log line that came.
+    ///
+    /// # Errors
+    /// When one is not valid.
+    pub fn log(&self, agent: &AgentName) -> Result<Vec<LogLine>> {
+        let lines = self.payloads(agent, "log")?;
+        Ok(lines
+            .iter()
+            .map(|line| LogLine::from_json(line.as_bytes()))
+            .collect::<Result<_, _>>()?)
+    }
+
+    /// Waits for a newest status that `fits`, and gives it.
+    ///
+    /// # Errors
+    /// When it does not come; shows the newest.
+    pub fn wait_status(
+        &self,
+        agent: &AgentName,
+        what: &str,
+        fits: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        let found = wait::until(&format!("{agent} reports that {what}"), || {
+            Ok(self.status(agent)?.filter(|status| fits(status)))
+        });
+        match found {
+            Ok(status) => Ok(status),
+            Err(error) => match self.status(agent)? {
+                Some(last) => {
+                    bail!(
+                        "{error}; its last report: {}",
+                        String::from_utf8_lossy(&last.to_json())
+                    )
+                }
+                None => bail!("{error}; it never reported"),
+            },
+        }
+    }
+
+    /// Waits until the newest presence is `online` or `offline`.
+    ///
+    /// # Errors
+    /// When it does not become so.
+    pub fn wait_presence(&self, agent: &AgentName, expected: &str) -> Result<()> {
+        wait::until_true(&format!("{agent} is {expected}"), || {
+            Ok(self.presence(agent)?.as_deref() == Some(expected))
+        })
+    }
+}

@@ -1,0 +1,455 @@
+//! Everything at once: a fleet with its authority, broker, cache and machines.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+use camino::{Utf8Path, Utf8PathBuf};
+use hoist_protocol::{AgentName, StorePath};
+use serde_json::json;
+
+use crate::authority::{Authority, Identity, SigningKeyFile};
+use crate::broker::Broker;
+use crate::builder::{Builder, Cache};
+use crate::closure::{Closure, System};
+use crate::foreign::{Client, Watch};
+use crate::machine::{Machine, MachineParts};
+use crate::namespace::Namespace;
+use crate::process::{self, Finished, Process};
+use crate::programs::Programs;
+
+/// The fleet of every scenario.
+pub const FLEET: &str = "prod";
+
+/// How many lines of each log are shown when a scenario fails.
+const SHOWN: usize = 60;
+
+/// A folder with everything that a scenario makes; gone when dropped, unless `KEEP` is set in the environment.
+pub struct Site {
+    dir: Utf8PathBuf,
+    logs: Utf8PathBuf,
+    programs: Programs,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Site {
+    /// Makes the folder.
+    ///
+    /// # Errors
+    /// When it cannot be made, or a program is missing.
+    pub fn create(name: &str) -> Result<Self> {
+        let programs = Programs::find()?;
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("hoist-{name}-"))
+            .tempdir()?;
+        let dir = Utf8PathBuf::try_from(folder.path().to_owned())?;
+        if dir.starts_with("/run") || dir.starts_with("/nix") {
+            bail!(
+                "{dir} cannot hold test machines, which have a /run and a /nix of their own; set TMPDIR=/tmp"
+            );
+        }
+        let folder = if keeps() {
+            // From here on it is the caller's.
+            let _kept = folder.keep();
+            None
+        } else {
+            Some(folder)
+        };
+        let logs = dir.join("logs");
+        fs::create_dir(&logs)?;
+        Ok(Self {
+            dir,
+            logs,
+            programs,
+            _folder: folder,
+        })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Utf8Path {
+        &self.dir
+    }
+
+    /// The folder with what every program printed.
+    #[must_use]
+    pub fn logs(&self) -> &Utf8Path {
+        &self.logs
+    }
+
+    /// The programs.
+    #[must_use]
+    pub const fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// The end of every log, for people.
+    ///
+    /// # Errors
+    /// When a log cannot be read.
+    pub fn story(&self) -> Result<String> {
+        let mut story = String::new();
+        for (name, text) in self.read_logs()? {
+            let lines: Vec<&str> = text.lines().collect();
+            let last = &lines[lines.len().saturating_sub(SHOWN)..];
+            story += &format!("--- {name}\n{}\n", last.join("\n"));
+        }
+        Ok(story)
+    }
+
+    fn read_logs(&self) -> Result<Vec<(String, String)>> {
+        let mut logs = Vec::new();
+        for entry in self.logs.read_dir_utf8()? {
+            let path = entry?.into_path();
+            let text = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
+            if !text.is_empty() {
+                logs.push((path.file_name().unwrap_or_default().to_owned(), text));
+            }
+        }
+        logs.sort();
+        Ok(logs)
+    }
+}
+
+/// Whether folders are kept for a person to look at.
+#[must_use]
+pub fn keeps() -> bool {
+    std::env::var_os("KEEP").is_some_and(|value| !value.is_empty())
+}
+
+/// How a world differs from the usual one.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Options {
+    /// The broker knows no trusted keys, and so lets everything through that the certificates allow.
+    pub broker_without_keys: bool,
+    /// mosquitto in place of Hoist's broker.
+    pub mosquitto: bool,
+}
+
+/// A whole fleet on this computer.
+pub struct World {
+    // Dropped first: machines before what they depend on.
+    watch: Watch,
+    /// The broker.
+    pub broker: Broker,
+    /// The binary cache that machines use and trust.
+    pub cache: Cache,
+    /// Where closures are built.
+    pub builder: Builder,
+    /// The certificate authority.
+    pub authority: Authority,
+    /// The key whose signature machines trust.
+    pub signing_key: SigningKeyFile,
+    /// The certificate of the publisher `ci`.
+    pub publisher: Identity,
+    site: Site,
+}
+
+impl World {
+    /// Makes authority, broker, cache and publisher.
+    ///
+    /// # Errors
+    /// When a part does not start.
+    pub fn create(site: Site, options: Options) -> Result<Self> {
+        let (dir, programs, logs) = (site.dir(), site.programs(), site.logs());
+        let authority = Authority::create(&dir.join("certs"), FLEET, programs, logs)?;
+        let broker = authority.issue("broker", "main", &["--host", "127.0.0.1"])?;
+        let publisher = authority.issue("publisher", "ci", &[])?;
+        let watcher = authority.issue("publisher", "watcher", &[])?;
+        let signing_key = authority.signing_key("ci")?;
+        let keys = format!("trusted_keys = [{:?}]\n", signing_key.public.to_string());
+        let folder = dir.join("broker");
+        let broker = if options.mosquitto {
+            Broker::start_mosquitto(&folder, &broker, FLEET, &["ci", "watcher"], logs)?
+        } else {
+            let config = if options.broker_without_keys {
+                ""
+            } else {
+                &keys
+            };
+            Broker::start(&folder, &broker, config, programs, logs)?
+        };
+        let builder = Builder::create(&dir.join("builder"), programs, logs)?;
+        let cache = Cache::create(&dir.join("cache"), "cache-1", &builder)?;
+        let watch = Watch::start(
+            &Client::new(watcher, "watcher.1", broker.port(), logs),
+            FLEET,
+        )?;
+        let world = Self {
+            watch,
+            broker,
+            cache,
+            builder,
+            authority,
+            signing_key,
+            publisher,
+            site,
+        };
+        fs::write(
+            world.publisher_config(),
+            world.publisher_settings(&world.publisher, true),
+        )?;
+        Ok(world)
+    }
+
+    /// The folder.
+    #[must_use]
+    pub const fn site(&self) -> &Site {
+        &self.site
+    }
+
+    /// What the fleet says of itself.
+    #[must_use]
+    pub const fn watch(&self) -> &Watch {
+        &self.watch
+    }
+
+    /// The configuration of `hoist` for the publisher `ci`.
+    #[must_use]
+    pub fn publisher_config(&self) -> Utf8PathBuf {
+        self.site.dir().join("hoist.toml")
+    }
+
+    /// A configuration of `hoist` for whoever has `identity`.
+    #[must_use]
+    pub fn publisher_settings(&self, identity: &Identity, signs: bool) -> String {
+        let key = match signs {
+            true => format!("signing_key = {:?}\n", self.signing_key.path.as_str()),
+            false => String::new(),
+        };
+        format!(
+            "broker = {:?}\n{}{key}",
+            self.broker.url(),
+            identity.config()
+        )
+    }
+
+    /// A machine with a certificate of its own; its agent does not run yet.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn machine(&self, name: &str) -> Result<Machine> {
+        self.machine_with(name, &self.cache.nix_conf()?)
+    }
+
+    /// A machine whose Nix is configured otherwise.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn machine_with(&self, name: &str, nix_conf: &str) -> Result<Machine> {
+        let identity = self.authority.issue("agent", name, &[])?;
+        let dir = self.site.dir().join("machines").join(name);
+        let namespace = Namespace::create(&dir, self.site.programs(), nix_conf)?;
+        let keys = format!(
+            "trusted_keys = [{:?}]\n",
+            self.signing_key.public.to_string()
+        );
+        let parts = MachineParts {
+            name: AgentName::new(name)?,
+            namespace,
+            broker_port: self.broker.port(),
+            config: identity.config() + &keys,
+        };
+        Machine::create(parts, self.site.programs(), self.site.logs())
+    }
+
+    /// A machine whose agent runs and has reported.
+    ///
+    /// # Errors
+    /// When it does not report.
+    pub fn running(&self, name: &str) -> Result<Machine> {
+        let mut machine = self.machine(name)?;
+        machine.start_agent()?;
+        self.watch
+            .wait_status(machine.name(), "it is there", |_| true)?;
+        self.watch.wait_presence(machine.name(), "online")?;
+        Ok(machine)
+    }
+
+    /// Builds `closure` and pushes it to the cache.
+    ///
+    /// # Errors
+    /// When Nix fails.
+    pub fn push(&self, closure: &Closure) -> Result<StorePath> {
+        let path = self.builder.build(closure)?;
+        self.builder.push(&path, &self.cache)?;
+        Ok(path)
+    }
+
+    /// Builds and pushes a system.
+    ///
+    /// # Errors
+    /// When Nix fails.
+    pub fn system(&self, system: &System) -> Result<StorePath> {
+        self.push(&system.closure())
+    }
+
+    /// Writes a spec.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn spec(
+        &self,
+        agents: &[(&AgentName, &StorePath)],
+        check: Option<&StorePath>,
+    ) -> Result<Utf8PathBuf> {
+        let agents: serde_json::Map<String, serde_json::Value> = agents
+            .iter()
+            .map(|(name, path)| (name.to_string(), json!(path)))
+            .collect();
+        let mut spec = json!({ "agents": agents });
+        if let Some(check) = check {
+            spec["rollbackScript"] = json!({ system(): check });
+        }
+        let path = self
+            .site
+            .dir()
+            .join(format!("spec-{}.json", uuid::Uuid::now_v7()));
+        fs::write(&path, spec.to_string())?;
+        Ok(path)
+    }
+
+    /// `hoist` with the configuration of the publisher `ci`, ready for its arguments.
+    #[must_use]
+    pub fn hoist_command(&self) -> Command {
+        let mut command = process::command(&self.site.programs().publisher);
+        command.env("HOIST_CONFIG", self.publisher_config());
+        command
+    }
+
+    /// Runs `hoist` to its end.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn hoist(&self, args: &[&str]) -> Result<Finished> {
+        Finished::wait(self.start_hoist("hoist", args)?)
+    }
+
+    /// Starts `hoist`, its output under `name`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_hoist(&self, name: &str, args: &[&str]) -> Result<Process> {
+        let mut command = self.hoist_command();
+        command.args(args);
+        Process::start(name, command, self.site.logs())
+    }
+
+    /// `hoist deploy` of one closure to one machine, waiting for the outcome.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn deploy(&self, machine: &Machine, path: &StorePath, more: &[&str]) -> Result<Finished> {
+        let spec = self.spec(&[(machine.name(), path)], None)?;
+        self.hoist(&[&["deploy", spec.as_str()], more].concat())
+    }
+
+    /// A foreign client with the certificate of `role` and `name`, which is issued now.
+    ///
+    /// # Errors
+    /// When the certificate cannot be issued.
+    pub fn foreigner(&self, role: &str, name: &str) -> Result<Client> {
+        let identity = self.authority.issue(role, name, &[])?;
+        Ok(self.client(identity, &client_id(role, name)))
+    }
+
+    /// A foreign client with `identity`, calling itself `id`.
+    #[must_use]
+    pub fn client(&self, identity: Identity, id: &str) -> Client {
+        Client::new(identity, id, self.broker.port(), self.site.logs())
+    }
+
+    /// Fails when a log, or the command line of a process that runs now, holds a secret, or when a program
+    /// panicked.
+    ///
+    /// # Errors
+    /// Names the log.
+    pub fn check_logs(&self) -> Result<()> {
+        let mut secrets = self.authority.secrets()?;
+        secrets.push(
+            fs::read_to_string(self.cache.secret_file())?
+                .trim()
+                .to_owned(),
+        );
+        let mut texts = self.site.read_logs()?;
+        for text in command_lines()? {
+            texts.push(("a command line or environment".to_owned(), text));
+        }
+        for (name, text) in texts {
+            if secrets
+                .iter()
+                .any(|secret| secret.len() >= 16 && text.contains(secret))
+            {
+                bail!("{name} holds a secret");
+            }
+            if text.contains("panicked at") && name.ends_with(".err") {
+                bail!("{name} holds a panic");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What Nix calls this computer's system.
+#[must_use]
+pub fn system() -> String {
+    format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
+}
+
+fn client_id(role: &str, name: &str) -> String {
+    match role {
+        "agent" => name.to_owned(),
+        _ => format!("{name}.1"),
+    }
+}
+
+/// Arguments and environment of every process that may be looked into.
+fn command_lines() -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        for file in ["cmdline", "environ"] {
+            // Ended meanwhile, or none of ours.
+            if let Ok(bytes) = fs::read(path.join(file)) {
+                lines.push(String::from_utf8_lossy(&bytes).into_owned());
+            }
+        }
+    }
+    Ok(lines)
+}
+
+/// Runs one scenario in a world of its own. When it fails the end of every log is printed. Afterwards no log may
+/// hold a secret or a panic.
+///
+/// # Panics
+/// When the scenario fails.
+pub fn scenario(options: Options, run: impl FnOnce(&mut World) -> Result<()>) {
+    let thread = std::thread::current();
+    let name = thread
+        .name()
+        .and_then(|name| name.rsplit("::").next())
+        .unwrap_or("scenario");
+    let short: String = name.chars().take(30).collect();
+    let outcome = Site::create(&short).and_then(|site| World::create(site, options));
+    let mut world = match outcome {
+        Ok(world) => world,
+        Err(error) => panic!("the world of the scenario could not be made: {error:#}"),
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        run(&mut world)?;
+        world.check_logs().context("afterwards")
+    }));
+    if matches!(outcome, Ok(Ok(()))) {
+        return;
+    }
+    match world.site.story() {
+        Ok(story) => println!("{story}"),
+        Err(error) => println!("the logs cannot be read: {error:#}"),
+    }
+    match outcome {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => panic!("{error:#}"),
+        Err(panic) => resume_unwind(panic),
+    }
+}
