@@ -1,5 +1,7 @@
 //! The library's TLS over real handshakes, and the program as it is run.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics fails, as it should")]
+
 mod cli;
 mod credentials;
 mod handshake;
