@@ -104,9 +104,21 @@ impl Client {
     /// # Errors
     /// When `mosquitto_sub` cannot be run.
     pub fn subscribe(&self, filters: &[&str]) -> Result<Subscription> {
-        let mut command = self.command("mosquitto_sub");
         // Topic and payload on a line each message: JSON and presence hold no newline.
-        command.args(["-q", "1", "-F", "%r %t %p"]);
+        self.subscribe_as(filters, "%r %t %p")
+    }
+
+    /// The same for payloads that are no text: they are given in hexadecimal.
+    ///
+    /// # Errors
+    /// When `mosquitto_sub` cannot be run.
+    pub fn subscribe_hex(&self, filter: &str) -> Result<Subscription> {
+        self.subscribe_as(&[filter], "%r %t %x")
+    }
+
+    fn subscribe_as(&self, filters: &[&str], format: &str) -> Result<Subscription> {
+        let mut command = self.command("mosquitto_sub");
+        command.args(["-q", "1", "-F", format]);
         for filter in filters {
             command.args(["-t", filter]);
         }

@@ -6,6 +6,7 @@
 //! configuration can cut. What the fleet says of itself is read by mosquitto's client: see [`foreign`].
 
 pub mod authority;
+pub mod bench;
 pub mod broker;
 pub mod builder;
 pub mod closure;

@@ -6,7 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
-use hoist_protocol::{AgentName, StorePath};
+use hoist_protocol::{
+    AgentName, Channel, DeploymentId, State, Status, StorePath, System as Platform,
+};
 use serde_json::json;
 
 use crate::authority::{Authority, Identity, SigningKeyFile};
@@ -14,10 +16,12 @@ use crate::broker::Broker;
 use crate::builder::{Builder, Cache};
 use crate::closure::{Closure, System};
 use crate::foreign::{Client, Watch};
+use crate::forge::Forge;
 use crate::machine::{Machine, MachineParts};
 use crate::namespace::Namespace;
 use crate::process::{self, Finished, Process};
 use crate::programs::Programs;
+use crate::wait;
 
 /// The fleet of every scenario.
 pub const FLEET: &str = "prod";
@@ -300,7 +304,7 @@ impl World {
             .collect();
         let mut spec = json!({ "agents": agents });
         if let Some(check) = check {
-            spec["rollbackScript"] = json!({ system(): check });
+            spec["rollbackScript"] = json!({ Platform::current()?.to_string(): check });
         }
         let path = self
             .site
@@ -343,6 +347,95 @@ impl World {
     pub fn deploy(&self, machine: &Machine, path: &StorePath, more: &[&str]) -> Result<Finished> {
         let spec = self.spec(&[(machine.name(), path)], None)?;
         self.hoist(&[&["deploy", spec.as_str()], more].concat())
+    }
+
+    /// Signs `forge` with the fleet's key and publishes it with mosquitto's client; gives its id.
+    ///
+    /// # Errors
+    /// When it cannot be signed, or the broker does not take it.
+    pub fn publish(&self, forge: &Forge) -> Result<DeploymentId> {
+        let topic = forge.machine.topic(Channel::Deploy).to_string();
+        let bytes = forge.sign(self.signing_key.read()?)?;
+        let id = forge.order.id;
+        self.client(self.publisher.clone(), &format!("ci.{}", id.short()))
+            .publish(&topic, &bytes, true)?
+            .success()
+            .with_context(|| format!("the broker does not take the deployment {id}"))?;
+        Ok(id)
+    }
+
+    /// A deployment of `path` for `machine` as it would be published now.
+    ///
+    /// # Errors
+    /// When a name is not valid.
+    pub fn forge(&self, machine: &Machine, path: &StorePath) -> Result<Forge> {
+        Forge::new(FLEET, machine.name(), path)
+    }
+
+    /// Publishes `path` for `machine`, and waits for how it ends.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn carry_out(&self, machine: &Machine, path: &StorePath) -> Result<Status> {
+        let id = self.publish(&self.forge(machine, path)?)?;
+        self.settled(machine, id)
+    }
+
+    /// Waits until `machine` is in `state` with the deployment `id`.
+    ///
+    /// # Errors
+    /// When it does not get there.
+    pub fn reaches(&self, machine: &Machine, id: DeploymentId, state: State) -> Result<()> {
+        wait::until_true(&format!("{} is {state} with {id}", machine.name()), || {
+            Ok(self.watch.states(machine.name(), id)?.contains(&state))
+        })
+    }
+
+    /// Waits until the deployment `id` has ended on `machine`, and checks that everything that can be asked
+    /// gives the same answer: status, history, what runs and what the profile names.
+    ///
+    /// # Errors
+    /// When it does not end, or the answers differ.
+    pub fn settled(&self, machine: &Machine, id: DeploymentId) -> Result<Status> {
+        let name = machine.name();
+        let status = self
+            .watch
+            .wait_status(name, &format!("{id} has ended"), |status| {
+                status.id == Some(id) && status.state.is_final()
+            })?;
+        wait::until_true(&format!("the history of {name} names {id}"), || {
+            let history = self.watch.history(name)?;
+            let entries: Vec<State> = history
+                .iter()
+                .flat_map(|history| &history.entries)
+                .filter(|entry| entry.id == id)
+                .map(|entry| entry.state)
+                .collect();
+            if entries.len() > 1 || entries.iter().any(|state| *state != status.state) {
+                bail!(
+                    "the history of {name} says {entries:?} of {id}, its status {}",
+                    status.state
+                );
+            }
+            Ok(!entries.is_empty())
+        })?;
+        let ended: Vec<State> = self
+            .watch
+            .states(name, id)?
+            .into_iter()
+            .filter(|state| state.is_final())
+            .collect();
+        if ended != [status.state] {
+            bail!("{name} reported {ended:?} as the end of {id}");
+        }
+        if status.current_path != machine.current_system()? {
+            bail!(
+                "{name} runs {:?}, its status says {:?}",
+                machine.current_system()?,
+                status.current_path
+            );
+        }
+        Ok(status)
     }
 
     /// A foreign client with the certificate of `role` and `name`, which is issued now.
@@ -389,12 +482,6 @@ impl World {
         }
         Ok(())
     }
-}
-
-/// What Nix calls this computer's system.
-#[must_use]
-pub fn system() -> String {
-    format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS)
 }
 
 fn client_id(role: &str, name: &str) -> String {

@@ -1,5 +1,15 @@
 //! What Hoist promises, tried on real processes and real Nix closures.
+//!
+//! Every scenario has a fleet of its own: folder, authority, broker, cache, machines, ports. When one fails, the
+//! end of every log is printed; `KEEP=1` keeps its folder.
 
 mod scenarios {
+    mod access;
+    mod activation;
+    mod crashes;
+    mod delivery;
+    mod foreign_broker;
     mod machines;
+    mod operators;
+    mod trust;
 }

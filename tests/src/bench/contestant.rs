@@ -1,0 +1,153 @@
+//! The brokers that are measured, each with certificates and access rules that say the same.
+
+use std::fmt;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+
+use anyhow::{Context as _, Result};
+use camino::{Utf8Path, Utf8PathBuf};
+use rustix::process::Pid;
+
+use crate::bench::load::Load;
+use crate::process::{self, Process};
+use crate::programs::on_path;
+use crate::wait;
+use crate::world::{FLEET, Site};
+
+/// One broker with one configuration.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Contestant {
+    /// Acknowledges what is on disk, and checks every deployment's signature.
+    Hoist,
+    /// mosquitto, saving all that it retains every second: as near to durable as it gets.
+    MosquittoSaving,
+    /// mosquitto with persistence as it is by default: saved every 30 minutes.
+    MosquittoDefault,
+}
+
+impl fmt::Display for Contestant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Hoist => "hoist-broker",
+            Self::MosquittoSaving => "mosquitto, saving every 1 s",
+            Self::MosquittoDefault => "mosquitto, saving every 30 min",
+        })
+    }
+}
+
+/// A broker that runs, with nothing retained yet.
+pub(super) struct Running {
+    process: Process,
+    port: u16,
+    dir: Utf8PathBuf,
+}
+
+impl Running {
+    pub(super) const fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn pid(&self) -> Pid {
+        self.process.pid()
+    }
+
+    /// Ends it and removes what it kept.
+    pub(super) fn stop(&mut self) -> Result<()> {
+        self.process.terminate()?;
+        Ok(fs::remove_dir_all(&self.dir)?)
+    }
+}
+
+impl Contestant {
+    pub(super) const ALL: [Self; 3] = [Self::Hoist, Self::MosquittoSaving, Self::MosquittoDefault];
+
+    /// Starts it with an empty store.
+    pub(super) fn start(self, site: &Site, load: &Load, round: u32) -> Result<Running> {
+        let dir = site.dir().join(format!("{self:?}-{round}").to_lowercase());
+        fs::create_dir_all(&dir)?;
+        match self {
+            Self::Hoist => start_hoist(dir, site, load),
+            Self::MosquittoSaving => start_mosquitto(
+                dir,
+                site,
+                load,
+                "autosave_on_changes true\nautosave_interval 1\n",
+            ),
+            Self::MosquittoDefault => start_mosquitto(dir, site, load, ""),
+        }
+    }
+}
+
+fn start_hoist(dir: Utf8PathBuf, site: &Site, load: &Load) -> Result<Running> {
+    let config = dir.join("broker.toml");
+    let identity = load.broker_files().config();
+    let trusted = load.public_key().to_string();
+    fs::write(
+        &config,
+        format!(
+            "listen = \"127.0.0.1:0\"\nstate = {:?}\ntrusted_keys = [{trusted:?}]\n{identity}",
+            dir.join("state").as_str()
+        ),
+    )?;
+    let mut command = process::command(&site.programs().broker);
+    command.args(["run", "--config", config.as_str()]);
+    let mut process = Process::start("hoist-broker", command, site.logs())?;
+    let port = process.wait_for_line("ready: listening on 127.0.0.1:")?;
+    let port = port.trim().parse().context("hoist-broker says no port")?;
+    Ok(Running { process, port, dir })
+}
+
+fn start_mosquitto(dir: Utf8PathBuf, site: &Site, load: &Load, saving: &str) -> Result<Running> {
+    let (config, acl) = (dir.join("mosquitto.conf"), dir.join("acl"));
+    fs::write(&acl, access_rules())?;
+    // mosquitto cannot be asked which port it took.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    fs::write(&config, mosquitto_config(&dir, &acl, port, load, saving))?;
+    let mut command = process::command(on_path("mosquitto", "mosquitto")?);
+    command.args(["-c", config.as_str()]);
+    let mut process = Process::start("mosquitto", command, site.logs())?;
+    wait::until_true("mosquitto listens", || {
+        anyhow::ensure!(
+            process.is_alive()?,
+            "mosquitto ended: {}",
+            process.stderr()?
+        );
+        Ok(TcpStream::connect(("127.0.0.1", port)).is_ok())
+    })?;
+    Ok(Running { process, port, dir })
+}
+
+fn mosquitto_config(
+    dir: &Utf8Path,
+    acl: &Utf8Path,
+    port: u16,
+    load: &Load,
+    saving: &str,
+) -> String {
+    let files = load.broker_files();
+    // As root it would drop to a user that cannot read the folder.
+    let user = if rustix::process::geteuid().is_root() {
+        "user root\n"
+    } else {
+        ""
+    };
+    format!(
+        "per_listener_settings true\n\
+         listener {port} 127.0.0.1\n\
+         cafile {}\ncertfile {}\nkeyfile {}\n\
+         require_certificate true\nuse_identity_as_username true\n\
+         acl_file {acl}\n\
+         persistence true\npersistence_location {dir}/\n\
+         log_type error\n{saving}{user}",
+        files.ca, files.certificate, files.key,
+    )
+}
+
+/// What Hoist's broker makes of the roles, as far as this measurement goes.
+fn access_rules() -> String {
+    format!(
+        "pattern read hoist/v1/{FLEET}/%u/deploy\n\
+         user ci\n\
+         topic write hoist/v1/{FLEET}/+/deploy\n"
+    )
+}

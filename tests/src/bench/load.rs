@@ -1,0 +1,451 @@
+//! The load: a fleet of agents and one publisher, the same for every broker.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use bytes::Bytes;
+use hoist_certs::Role;
+use hoist_certs::authority::{Authority, days};
+use hoist_certs::files::{Overwrite, write_private, write_public};
+use hoist_protocol::{
+    AgentName, Channel, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, HealthCheck,
+    KeyName, Machine, Order, Provenance, PublicKey, SigningKey, StorePath, System, Target, Text,
+    Timestamp, sign,
+};
+use rumqttc::mqttbytes::QoS;
+use rumqttc::mqttbytes::v4::{Packet, Publish};
+use rustix::process::Pid;
+use rustls::ClientConfig;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+
+use crate::authority::Identity;
+use crate::bench::mqtt::Connection;
+use crate::bench::usage::Usage;
+use crate::world::{FLEET, Site};
+
+/// How many agents connect at the same time, after a broker has come back.
+pub(super) const CONNECTING: usize = 64;
+
+/// How many publishes a publisher has under way.
+pub(super) const IN_FLIGHT: usize = 100;
+
+/// How many deployments are timed alone, without an agent to deliver them to.
+pub(super) const PUBLISHED_ALONE: usize = 1000;
+
+/// How many deployments are sent one after the other to measure the time of a single one.
+const SINGLE: usize = 200;
+
+/// How long any part may take before the run is given up.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What one broker did in one round.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measured {
+    /// [`PUBLISHED_ALONE`] deployments, from the first publish to the last PUBACK.
+    pub(super) publish: Duration,
+    /// All agents, from the first connect to the last one's retained message.
+    pub(super) connect: Duration,
+    /// CPU time of the broker meanwhile.
+    pub(super) connect_cpu: Duration,
+    /// Resident memory a connection, in bytes.
+    pub(super) connection: u64,
+    /// A deployment to each agent, from the first publish until all have come and are acknowledged.
+    pub(super) deploy: Duration,
+    /// CPU time of the broker meanwhile.
+    pub(super) deploy_cpu: Duration,
+    /// A single deployment from publish to its agent, the median of [`SINGLE`].
+    pub(super) single: Duration,
+}
+
+/// One agent of the fleet.
+struct Agent {
+    name: AgentName,
+    topic: String,
+    tls: Arc<ClientConfig>,
+    /// What is retained for it at first, and what it is deployed then.
+    versions: [Bytes; 2],
+}
+
+/// The fleet, its publisher, and everything that they send.
+pub(super) struct Load {
+    agents: Arc<Vec<Agent>>,
+    publisher: Arc<ClientConfig>,
+    broker: Identity,
+    key: SigningKey,
+    signing: Duration,
+}
+
+/// Says that the agent has received its message of a version.
+struct Received(usize);
+
+impl Load {
+    /// Issues all certificates and signs all deployments.
+    pub(super) fn prepare(count: usize, site: &Site) -> Result<Self> {
+        let fleet = FleetName::new(FLEET)?;
+        let authority = Authority::create(&fleet, days(2))?;
+        let ca = authority.certificate_pem();
+        let client = |role, name: &AgentName| -> Result<Arc<ClientConfig>> {
+            let issued = authority.issue(role, name, &[], days(1))?;
+            Ok(issued.credentials(ca).client()?.config())
+        };
+        let key = [new_key()?];
+        let mut agents = Vec::with_capacity(count);
+        let mut signing = Duration::ZERO;
+        for n in 0..count {
+            let name = AgentName::new(format!("web-{n}"))?;
+            let machine = Machine::new(fleet.clone(), name.clone());
+            let start = Instant::now();
+            let first = deployment(&machine, n, 1, &key)?;
+            if n < PUBLISHED_ALONE {
+                signing += start.elapsed();
+            }
+            agents.push(Agent {
+                topic: machine.topic(Channel::Deploy).to_string(),
+                tls: client(Role::Agent, &name)?,
+                versions: [first, deployment(&machine, n, 2, &key)?],
+                name,
+            });
+        }
+        let [key] = key;
+        Ok(Self {
+            agents: Arc::new(agents),
+            publisher: client(Role::Publisher, &AgentName::new("ci")?)?,
+            broker: write_broker(&authority, site)?,
+            key,
+            signing,
+        })
+    }
+
+    /// How many agents there are.
+    pub(super) fn agents(&self) -> usize {
+        self.agents.len()
+    }
+
+    /// How many deployments are published alone.
+    pub(super) fn published_alone(&self) -> usize {
+        self.agents().min(PUBLISHED_ALONE)
+    }
+
+    /// How long it took to sign those.
+    pub(super) const fn signing(&self) -> Duration {
+        self.signing
+    }
+
+    /// The size of a signed deployment, in bytes.
+    pub(super) fn deployment_size(&self) -> usize {
+        self.agents[0].versions[0].len()
+    }
+
+    /// The broker's certificate and key.
+    pub(super) const fn broker_files(&self) -> &Identity {
+        &self.broker
+    }
+
+    /// The key whose deployments the broker shall let through.
+    pub(super) fn public_key(&self) -> PublicKey {
+        self.key.public()
+    }
+
+    /// Measures the broker that listens on `port` and is the process `pid`.
+    pub(super) async fn measure(&self, port: u16, pid: Pid) -> Result<Measured> {
+        let mut publisher = Publisher::connect(port, &self.publisher).await?;
+        let (alone, rest) = self.agents.split_at(self.published_alone());
+        let publish = timed(publisher.publish(alone, 0)).await?;
+        publisher.publish(rest, 0).await?;
+
+        let before = Usage::of(pid)?;
+        let (connect, mut fleet) = self.connect(port).await?;
+        let connected = Usage::of(pid)?;
+
+        let start = Instant::now();
+        let (published, delivered) = tokio::join!(
+            publisher.publish(&self.agents, 1),
+            fleet.wait_for(1, self.agents())
+        );
+        published?;
+        delivered?;
+        let deploy = start.elapsed();
+        let deployed = Usage::of(pid)?;
+
+        let single = self.single(&mut publisher, &mut fleet).await?;
+        Ok(Measured {
+            publish,
+            connect,
+            connect_cpu: connected.cpu.saturating_sub(before.cpu),
+            connection: connected.resident.saturating_sub(before.resident)
+                / u64::try_from(self.agents())?,
+            deploy,
+            deploy_cpu: deployed.cpu.saturating_sub(connected.cpu),
+            single,
+        })
+    }
+
+    /// Connects all agents, and waits until each has the message that was retained for it.
+    async fn connect(&self, port: u16) -> Result<(Duration, Fleet)> {
+        let (sender, received) = mpsc::unbounded_channel();
+        let turns = Arc::new(Semaphore::new(CONNECTING));
+        let mut fleet = Fleet {
+            received,
+            tasks: JoinSet::new(),
+        };
+        let start = Instant::now();
+        for n in 0..self.agents() {
+            let (agents, turns, sender) =
+                (Arc::clone(&self.agents), Arc::clone(&turns), sender.clone());
+            fleet.tasks.spawn(async move {
+                let agent = &agents[n];
+                // Only ever an error: an agent goes on until it is stopped.
+                let ended = agent.run(port, &turns, &sender).await;
+                if let Err(error) = ended {
+                    let error = error.context(format!("the agent {}", agent.name));
+                    // Nobody listens any more when the round is over.
+                    drop(sender.send(Err(error)));
+                }
+            });
+        }
+        fleet.wait_for(0, self.agents()).await?;
+        Ok((start.elapsed(), fleet))
+    }
+
+    /// New deployments to one agent after the other, each waiting for the one before.
+    async fn single(&self, publisher: &mut Publisher, fleet: &mut Fleet) -> Result<Duration> {
+        let mut times = Vec::with_capacity(SINGLE);
+        for n in 0..SINGLE {
+            let agent = &self.agents[n % self.agents()];
+            let machine = Machine::new(FleetName::new(FLEET)?, agent.name.clone());
+            let version = 3 + n;
+            let message = deployment(&machine, n, version, std::slice::from_ref(&self.key))?;
+            let start = Instant::now();
+            let (published, delivered) = tokio::join!(
+                publisher.publish_one(&agent.topic, message),
+                fleet.wait_for(2, 1)
+            );
+            published?;
+            delivered?;
+            times.push(start.elapsed());
+        }
+        times.sort();
+        Ok(times[times.len() / 2])
+    }
+}
+
+async fn timed(work: impl Future<Output = Result<()>>) -> Result<Duration> {
+    let start = Instant::now();
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .context("it took too long")??;
+    Ok(start.elapsed())
+}
+
+impl Agent {
+    async fn run(
+        &self,
+        port: u16,
+        turns: &Semaphore,
+        received: &mpsc::UnboundedSender<Result<Received>>,
+    ) -> Result<()> {
+        let turn = turns.acquire().await?;
+        let mut connection =
+            Connection::open(port, Arc::clone(&self.tls), self.name.as_str()).await?;
+        let early = connection.subscribe(&self.topic).await?;
+        let first = match early {
+            Some(publish) => publish,
+            None => next_publish(&mut connection).await?,
+        };
+        ensure!(
+            first.payload == self.versions[0] && first.retain,
+            "what was retained for it is not what it got"
+        );
+        connection.acknowledge(&first).await?;
+        received.send(Ok(Received(0)))?;
+        drop(turn);
+        loop {
+            let publish = next_publish(&mut connection).await?;
+            ensure!(
+                publish.topic == self.topic,
+                "it got another one's deployment"
+            );
+            connection.acknowledge(&publish).await?;
+            let version = if publish.payload == self.versions[1] {
+                1
+            } else {
+                2
+            };
+            received.send(Ok(Received(version)))?;
+        }
+    }
+}
+
+async fn next_publish(connection: &mut Connection) -> Result<Publish> {
+    match connection.receive().await? {
+        Packet::Publish(publish) => Ok(publish),
+        other => bail!("an agent got {other:?}"),
+    }
+}
+
+/// Agents that are connected; disconnected when dropped.
+struct Fleet {
+    received: mpsc::UnboundedReceiver<Result<Received>>,
+    tasks: JoinSet<()>,
+}
+
+impl Fleet {
+    /// Waits until `count` agents have received the version.
+    async fn wait_for(&mut self, version: usize, count: usize) -> Result<()> {
+        let all = async {
+            for _ in 0..count {
+                let Received(got) = self.received.recv().await.context("all agents ended")??;
+                ensure!(
+                    got == version,
+                    "an agent got version {got} instead of {version}"
+                );
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(PATIENCE, all).await {
+            Ok(done) => done,
+            Err(_) => bail!(
+                "{} agents were connected, and not all got their message",
+                self.tasks.len()
+            ),
+        }
+    }
+}
+
+/// A publisher that has [`IN_FLIGHT`] publishes under way.
+struct Publisher {
+    connection: Connection,
+    next_id: u16,
+}
+
+impl Publisher {
+    async fn connect(port: u16, tls: &Arc<ClientConfig>) -> Result<Self> {
+        let id = hoist_protocol::client_id("ci", 1);
+        Ok(Self {
+            connection: Connection::open(port, Arc::clone(tls), &id)
+                .await
+                .context("the publisher")?,
+            next_id: 1,
+        })
+    }
+
+    /// Publishes a version to each agent, and waits for every PUBACK.
+    async fn publish(&mut self, agents: &[Agent], version: usize) -> Result<()> {
+        let mut waiting = BTreeMap::new();
+        let mut rest = agents.iter();
+        loop {
+            while waiting.len() < IN_FLIGHT
+                && let Some(agent) = rest.next()
+            {
+                let id = self.queue(&agent.topic, agent.versions[version].clone())?;
+                waiting.insert(id, ());
+            }
+            if waiting.is_empty() {
+                return Ok(());
+            }
+            self.connection.flush().await?;
+            loop {
+                let acknowledged = self.acknowledged().await?;
+                ensure!(
+                    waiting.remove(&acknowledged).is_some(),
+                    "a PUBACK for nothing"
+                );
+                if !self.connection.has_packet() {
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn publish_one(&mut self, topic: &str, payload: Bytes) -> Result<()> {
+        let id = self.queue(topic, payload)?;
+        self.connection.flush().await?;
+        ensure!(self.acknowledged().await? == id, "a PUBACK for nothing");
+        Ok(())
+    }
+
+    fn queue(&mut self, topic: &str, payload: Bytes) -> Result<u16> {
+        let id = self.next_id;
+        self.next_id = self.next_id.checked_add(1).unwrap_or(1);
+        let mut publish = Publish::from_bytes(topic, QoS::AtLeastOnce, payload);
+        publish.retain = true;
+        publish.pkid = id;
+        self.connection.queue(&Packet::Publish(publish))?;
+        Ok(id)
+    }
+
+    async fn acknowledged(&mut self) -> Result<u16> {
+        match self.connection.receive().await? {
+            Packet::PubAck(ack) => Ok(ack.pkid),
+            other => bail!("the publisher got {other:?}"),
+        }
+    }
+}
+
+fn new_key() -> Result<SigningKey> {
+    let seed = rand::random::<[u8; 32]>().into();
+    Ok(SigningKey::from_seed(KeyName::new("ci")?, &seed))
+}
+
+/// A deployment as CI makes them: a closure, a health check, and where it comes from.
+fn deployment(
+    machine: &Machine,
+    agent: usize,
+    version: usize,
+    key: &[SigningKey],
+) -> Result<Bytes> {
+    let hash = format!("{:032}", agent * 1000 + version);
+    let path = |name: &str| StorePath::new(format!("/nix/store/{hash}-{name}"));
+    let mut target = Target::new(Goal::Closure(path("nixos-system-web-26.11pre-git")?));
+    let checks = ["x86_64-linux", "aarch64-linux"]
+        .into_iter()
+        .map(|system| Ok((System::new(system)?, path("health-check/bin/health-check")?)))
+        .collect::<Result<_>>()?;
+    target.health_checks = vec![HealthCheck::Program(checks)];
+    let issued = hoist_certs::program::now();
+    let sequence = issued.as_ms() + u64::try_from(version)?;
+    let deployment = Deployment::new(DeploymentParts {
+        machine: machine.clone(),
+        order: Order {
+            epoch: 0,
+            sequence,
+            id: DeploymentId::new(uuid::Uuid::now_v7()),
+        },
+        issued,
+        expires: Timestamp::from_ms(sequence).plus(Duration::from_secs(3600)),
+        target,
+        provenance: Provenance {
+            revision: Some(Text::new("8f0e6d1c5b7a4f3e2d1c0b9a8f7e6d5c4b3a2f1e")?),
+            run_url: Some(Text::new(
+                "https://ci.example.org/acme/infrastructure/actions/runs/15263748596",
+            )?),
+            actor: Some(Text::new("deploy-bot")?),
+            message: Some(Text::new(
+                "web: raise the limit of open files, and restart workers one after the other",
+            )?),
+        },
+    })?;
+    Ok(sign(&deployment, key)?.into())
+}
+
+/// The broker's certificate as files, since that is how brokers read it.
+fn write_broker(authority: &Authority, site: &Site) -> Result<Identity> {
+    let dir = site.dir().join("certs");
+    fs::create_dir_all(&dir)?;
+    let hosts = ["127.0.0.1".parse()?];
+    let issued = authority.issue(Role::Broker, &AgentName::new("main")?, &hosts, days(1))?;
+    let identity = Identity {
+        ca: dir.join("ca.pem"),
+        certificate: dir.join("broker.pem"),
+        key: dir.join("broker.key"),
+    };
+    let no = Overwrite::No;
+    write_public(&identity.ca, authority.certificate_pem().as_bytes(), no)?;
+    write_public(&identity.certificate, issued.certificate_pem.as_bytes(), no)?;
+    write_private(&identity.key, issued.key_pem.as_bytes(), no)?;
+    Ok(identity)
+}

@@ -1,0 +1,1 @@
+//! What people and CI meet at the command line.
