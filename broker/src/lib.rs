@@ -1,1 +1,32 @@
-#![allow(missing_docs)]
+//! Hoist's embedded MQTT broker: durable retained messages behind mutual TLS, with an access rule a role.
+//!
+//! ```text
+//! clients ─ mTLS → edge       a task per connection: handshake with timeout, who somebody is
+//!               → frame       packets, their limits
+//!               → guard       client id, topics, who may do what
+//!               → session     MQTT 3.1.1, one state machine a client, without input or output
+//!               → store       one writer: batch, one fsync, commit number; then PUBACKs and notifications
+//!               → hub, router who is told: straight to those who name a machine, over rumqttd's router to
+//!                             those who watch the fleet
+//! ```
+
+mod connection;
+mod deploys;
+mod edge;
+mod frame;
+mod guard;
+mod hub;
+mod inbox;
+mod message;
+mod router;
+mod server;
+mod session;
+mod settings;
+mod store;
+
+pub use deploys::DeployRefusal;
+pub use guard::Rules;
+pub use router::RouterError;
+pub use server::{Server, ServerError};
+pub use settings::{Limits, Options, Settings, SettingsError, Timeouts};
+pub use store::StoreError;

@@ -1,0 +1,177 @@
+//! Who is connected, under which client id, and who listens to which machine.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use hoist_protocol::Machine;
+
+use crate::guard::Peer;
+use crate::inbox::{Event, Inbox, Via};
+use crate::message::Message;
+use crate::session::Ended;
+
+/// The number of a connection; no other connection of this process has it.
+pub(crate) type Number = u64;
+
+/// What a session is found by: two sessions are the same client when certificate identity and client id are the
+/// same. Another identity can never take a session over.
+type Client = (Peer, String);
+
+/// The live sessions.
+#[derive(Debug, Default)]
+pub(crate) struct Hub {
+    sessions: Mutex<Sessions>,
+    /// The sessions with a subscription that names this machine.
+    listeners: RwLock<HashMap<Machine, Listeners>>,
+}
+
+type Listeners = Vec<(Number, Arc<Inbox>)>;
+
+#[derive(Debug, Default)]
+struct Sessions {
+    all: HashMap<Number, Arc<Inbox>>,
+    clients: HashMap<Client, Number>,
+    stopping: bool,
+}
+
+/// The broker stops and takes no more sessions.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Stopping;
+
+impl Hub {
+    /// Notes a connection, so that it can be told to end.
+    pub(crate) fn enter(&self, number: Number, inbox: &Arc<Inbox>) -> Result<(), Stopping> {
+        let mut sessions = self.sessions();
+        if sessions.stopping {
+            return Err(Stopping);
+        }
+        sessions.all.insert(number, Arc::clone(inbox));
+        Ok(())
+    }
+
+    /// Makes `number` the session of a client and ends the one before, whose inbox is returned: its will is
+    /// applied when that says that it has ended.
+    pub(crate) fn claim(
+        &self,
+        number: Number,
+        peer: &Peer,
+        client_id: &str,
+        from: SocketAddr,
+    ) -> Option<Arc<Inbox>> {
+        let mut sessions = self.sessions();
+        let client = (peer.clone(), client_id.to_owned());
+        let before = sessions.clients.insert(client, number)?;
+        let before = sessions.all.get(&before).map(Arc::clone)?;
+        before.end(Ended::TakenOver(from));
+        Some(before)
+    }
+
+    /// Forgets a connection and, unless it was taken over, its client.
+    pub(crate) fn leave(&self, number: Number, client: Option<(Peer, String)>) {
+        let mut sessions = self.sessions();
+        sessions.all.remove(&number);
+        if let Some(client) = client
+            && sessions.clients.get(&client) == Some(&number)
+        {
+            sessions.clients.remove(&client);
+        }
+    }
+
+    /// Tells all sessions to end, and lets no more in.
+    pub(crate) fn stop(&self, reason: &Ended) {
+        let mut sessions = self.sessions();
+        sessions.stopping = true;
+        for inbox in sessions.all.values() {
+            inbox.end(reason.clone());
+        }
+    }
+
+    /// Tells a session of everything on the topics of `machine` from now on.
+    pub(crate) fn listen(&self, number: Number, inbox: &Arc<Inbox>, machine: &Machine) {
+        let mut listeners = self
+            .listeners
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let entry = listeners.entry(machine.clone()).or_default();
+        if entry.iter().all(|(other, _)| *other != number) {
+            entry.push((number, Arc::clone(inbox)));
+        }
+    }
+
+    /// Ends that.
+    pub(crate) fn unlisten(&self, number: Number, machine: &Machine) {
+        let mut listeners = self
+            .listeners
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = listeners.get_mut(machine) {
+            entry.retain(|(other, _)| *other != number);
+            if entry.is_empty() {
+                listeners.remove(machine);
+            }
+        }
+    }
+
+    /// Tells those who listen to its machine of a message.
+    pub(crate) fn tell(&self, message: &Arc<Message>) {
+        let listeners = self
+            .listeners
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        for (_, inbox) in listeners.get(&message.topic.machine).into_iter().flatten() {
+            inbox.push(Event::Message(Arc::clone(message), Via::Direct));
+        }
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        // Nothing here panics while the lock is held.
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hoist_certs::Role;
+
+    use crate::guard::tests::peer;
+
+    use super::*;
+
+    fn address() -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 9))
+    }
+
+    #[test]
+    fn a_client_is_taken_over_by_the_same_identity_only() {
+        let hub = Hub::default();
+        let (first, second, other) = (Inbox::new(), Inbox::new(), Inbox::new());
+        for (number, inbox) in [(1, &first), (2, &second), (3, &other)] {
+            hub.enter(number, inbox).unwrap();
+        }
+        let web = peer(Role::Agent, "prod", "web-1");
+        let namesake = peer(Role::Agent, "test", "web-1");
+        assert!(hub.claim(1, &web, "web-1", address()).is_none());
+        assert!(hub.claim(3, &namesake, "web-1", address()).is_none());
+        assert_eq!(first.told_to_end(), None);
+        assert!(hub.claim(2, &web, "web-1", address()).is_some());
+        assert_eq!(first.told_to_end(), Some(Ended::TakenOver(address())));
+        assert_eq!(other.told_to_end(), None);
+        // The old one leaves late: the client stays with the new one.
+        hub.leave(1, Some((web.clone(), "web-1".to_owned())));
+        let third = Inbox::new();
+        hub.enter(4, &third).unwrap();
+        assert!(hub.claim(4, &web, "web-1", address()).is_some());
+        assert_eq!(second.told_to_end(), Some(Ended::TakenOver(address())));
+    }
+
+    #[test]
+    fn a_stop_reaches_everybody_and_lets_nobody_in() {
+        let hub = Hub::default();
+        let inbox = Inbox::new();
+        hub.enter(1, &inbox).unwrap();
+        hub.stop(&Ended::Stopping);
+        assert_eq!(inbox.told_to_end(), Some(Ended::Stopping));
+        assert_eq!(hub.enter(2, &Inbox::new()), Err(Stopping));
+    }
+}

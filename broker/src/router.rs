@@ -1,0 +1,418 @@
+//! rumqttd's router as the bus for what is watched over the whole fleet.
+//!
+//! Only its router is used: its listeners are never started. It has one static filter a channel and keeps
+//! nothing: messages go in numbered, a watcher that finds a number missing (a slow one's cursor jumps) says so,
+//! and its session reads the store. Log lines may get lost here, retained messages never.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hoist_protocol::{AgentName, Channel, FleetName, Machine};
+use rumqttd::local::{LinkError, LinkRx, LinkTx};
+use rumqttd::protocol::{Disconnect, DisconnectReasonCode, Packet};
+use rumqttd::{Broker, Config, Notification, RouterConfig};
+use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
+
+use crate::inbox::{Event, Inbox, Via};
+use crate::message::{Commit, Message, Qos};
+
+/// What may be watched; an echo is between an agent and itself.
+const CHANNELS: [Channel; 5] = [
+    Channel::Deploy,
+    Channel::Status,
+    Channel::Presence,
+    Channel::History,
+    Channel::Log,
+];
+
+/// Most sessions that watch the fleet at once.
+const WATCHERS_LEN: usize = 1024;
+
+/// The memory of a channel's log in the router: segments, and bytes of each. What falls out of it before a
+/// watcher has read it is read from the store.
+const SEGMENTS: usize = 4;
+const SEGMENT_LEN: usize = 256 * 1024;
+
+/// Messages that a watcher is handed at once.
+const FORWARD_LEN: u64 = 150;
+
+/// Most log lines on their way into the router; more are dropped.
+const RELAY_LEN: usize = 1024;
+
+/// The router has ended, or takes no more links.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// A link to it is broken: its thread has ended.
+    #[error("the link to rumqttd's router is broken")]
+    Link(#[source] Box<LinkError>),
+    /// The thread of log lines cannot be started.
+    #[error("cannot start the thread for log lines")]
+    Thread(#[source] std::io::Error),
+}
+
+impl From<LinkError> for RouterError {
+    fn from(error: LinkError) -> Self {
+        // It carries the whole event that could not be sent.
+        Self::Link(Box::new(error))
+    }
+}
+
+/// How far each channel is numbered.
+type Positions = Arc<[AtomicU64; CHANNELS.len()]>;
+
+/// The router's side for sessions.
+pub(crate) struct Router {
+    broker: Broker,
+    positions: Positions,
+    /// The names of links that are in use; the router remembers every name for ever.
+    names: Arc<Mutex<HashSet<usize>>>,
+    down: mpsc::UnboundedSender<RouterError>,
+}
+
+/// One way into the router.
+pub(crate) struct Publisher {
+    link: LinkTx,
+    /// The router ends a link whose other half is gone.
+    _answers: LinkRx,
+    positions: Positions,
+}
+
+/// The way for log lines, which never waits.
+#[derive(Clone)]
+pub(crate) struct Relay(mpsc::Sender<Arc<Message>>);
+
+/// One session's watch; it ends when this is dropped.
+pub(crate) struct Watch {
+    commands: mpsc::UnboundedSender<(Channel, oneshot::Sender<()>)>,
+}
+
+/// A session cannot watch the fleet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum WatchError {
+    /// There are too many watchers.
+    TooMany,
+    /// The router has ended.
+    Down,
+}
+
+impl Router {
+    /// Starts the router's thread. Blocks: call it off the async workers. What breaks later is said on `down`.
+    pub(crate) fn start(
+        down: mpsc::UnboundedSender<RouterError>,
+    ) -> Result<(Self, Publisher, Relay), RouterError> {
+        let filters = CHANNELS.map(|channel| channel.as_str().to_owned()).to_vec();
+        let broker = Broker::new(Config {
+            router: RouterConfig {
+                // The watchers and the two publishers.
+                max_connections: WATCHERS_LEN + 2,
+                max_outgoing_packet_count: FORWARD_LEN,
+                max_segment_size: SEGMENT_LEN,
+                max_segment_count: SEGMENTS,
+                initialized_filters: Some(filters),
+                ..RouterConfig::default()
+            },
+            ..Config::default()
+        });
+        let positions = Positions::default();
+        let publisher = |name| -> Result<Publisher, RouterError> {
+            let (link, answers) = broker.link(name)?;
+            Ok(Publisher {
+                link,
+                _answers: answers,
+                positions: Arc::clone(&positions),
+            })
+        };
+        let (store, mut lines) = (publisher("store")?, publisher("lines")?);
+        let (relay, mut queue) = mpsc::channel::<Arc<Message>>(RELAY_LEN);
+        let lost = down.clone();
+        std::thread::Builder::new()
+            .name("lines".to_owned())
+            .spawn(move || {
+                while let Some(message) = queue.blocking_recv() {
+                    if let Err(error) = lines.publish(&message) {
+                        // The receiver is gone only when the broker ends already.
+                        lost.send(error).ok();
+                        return;
+                    }
+                }
+            })
+            .map_err(RouterError::Thread)?;
+        let router = Self {
+            broker,
+            positions,
+            names: Arc::default(),
+            down,
+        };
+        Ok((router, store, Relay(relay)))
+    }
+
+    /// Opens a link for a session of `fleet`, which tells `inbox`. Blocks for as long as the router takes to
+    /// answer: call it off the async workers.
+    pub(crate) fn watch(
+        &self,
+        inbox: Arc<Inbox>,
+        fleet: FleetName,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<Watch, WatchError> {
+        let name = Name::take(&self.names).ok_or(WatchError::TooMany)?;
+        let link = self.broker.link(&format!("watch-{}", name.number));
+        let (link, notifications) = match link {
+            Ok(link) => link,
+            Err(error) => {
+                // The receiver is gone only when the broker ends already.
+                self.down.send(error.into()).ok();
+                return Err(WatchError::Down);
+            }
+        };
+        let (commands, requests) = mpsc::unbounded_channel();
+        let pump = Pump {
+            link,
+            notifications,
+            inbox,
+            fleet,
+            positions: Arc::clone(&self.positions),
+            waiting: VecDeque::new(),
+            channels: HashMap::new(),
+        };
+        let down = self.down.clone();
+        runtime.spawn(async move {
+            let result = pump.run(requests).await;
+            drop(name);
+            if let Err(error) = result {
+                // The receiver is gone only when the broker ends already.
+                down.send(error).ok();
+            }
+        });
+        Ok(Watch { commands })
+    }
+}
+
+impl Publisher {
+    /// Passes a message to all who watch its channel.
+    pub(crate) fn publish(&mut self, message: &Message) -> Result<(), RouterError> {
+        let Some(position) = position(message.topic.channel) else {
+            return Ok(());
+        };
+        let number = self.positions[position].fetch_add(1, Ordering::SeqCst) + 1;
+        let channel = message.topic.channel.as_str();
+        self.link.publish(channel, encode(number, message))?;
+        Ok(())
+    }
+}
+
+impl Relay {
+    /// Passes a log line on; drops it when too many are on their way. False when it was dropped.
+    pub(crate) fn pass(&self, message: Arc<Message>) -> bool {
+        self.0.try_send(message).is_ok()
+    }
+}
+
+impl Watch {
+    /// Begins to watch a channel: what is committed after this returns is told, or its loss is.
+    pub(crate) async fn channel(&self, channel: Channel) -> Result<(), WatchError> {
+        let (done, subscribed) = oneshot::channel();
+        self.commands
+            .send((channel, done))
+            .map_err(|_| WatchError::Down)?;
+        subscribed.await.map_err(|_| WatchError::Down)
+    }
+}
+
+/// A link's name, given back when it is dropped.
+struct Name {
+    number: usize,
+    names: Arc<Mutex<HashSet<usize>>>,
+}
+
+impl Name {
+    fn take(names: &Arc<Mutex<HashSet<usize>>>) -> Option<Self> {
+        let mut taken = names.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = (0..WATCHERS_LEN).find(|number| !taken.contains(number))?;
+        taken.insert(number);
+        Some(Self {
+            number,
+            names: Arc::clone(names),
+        })
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        let mut taken = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.remove(&self.number);
+    }
+}
+
+/// Carries what one session watches from the router to its inbox.
+struct Pump {
+    link: LinkTx,
+    notifications: LinkRx,
+    inbox: Arc<Inbox>,
+    fleet: FleetName,
+    positions: Positions,
+    /// The channels whose subscription the router has not acknowledged yet.
+    waiting: VecDeque<(Channel, oneshot::Sender<()>)>,
+    channels: HashMap<Channel, Progress>,
+}
+
+/// How far a channel has been read.
+struct Progress {
+    next: u64,
+    commit: Commit,
+}
+
+impl Pump {
+    async fn run(
+        mut self,
+        mut requests: mpsc::UnboundedReceiver<(Channel, oneshot::Sender<()>)>,
+    ) -> Result<(), RouterError> {
+        loop {
+            tokio::select! {
+                request = requests.recv() => match request {
+                    Some((channel, done)) => self.subscribe(channel, done)?,
+                    None => break,
+                },
+                notification = self.notifications.next() => {
+                    if let Some(notification) = notification? {
+                        self.take(notification)?;
+                    }
+                }
+            }
+        }
+        // Nothing may be sent on this link afterwards: the router would not survive it.
+        let goodbye = Disconnect {
+            reason_code: DisconnectReasonCode::NormalDisconnection,
+        };
+        self.link.send(Packet::Disconnect(goodbye, None)).await?;
+        Ok(())
+    }
+
+    fn subscribe(
+        &mut self,
+        channel: Channel,
+        done: oneshot::Sender<()>,
+    ) -> Result<(), RouterError> {
+        if self.channels.contains_key(&channel) {
+            // Who no longer waits has no need to know.
+            done.send(()).ok();
+            return Ok(());
+        }
+        self.link.subscribe(channel.as_str())?;
+        self.waiting.push_back((channel, done));
+        Ok(())
+    }
+
+    fn take(&mut self, notification: Notification) -> Result<(), RouterError> {
+        match notification {
+            Notification::Forward(forward) => self.forward(&forward.publish.payload),
+            Notification::DeviceAck(_) => {
+                if let Some((channel, done)) = self.waiting.pop_front() {
+                    if let Some(position) = position(channel) {
+                        // What has a number up to here was in the store before it was numbered, so it is in
+                        // the snapshot that is read next.
+                        let next = self.positions[position].load(Ordering::SeqCst) + 1;
+                        let commit = Commit::default();
+                        self.channels.insert(channel, Progress { next, commit });
+                    }
+                    done.send(()).ok();
+                }
+            }
+            // The router waits until its last batch is taken.
+            Notification::Unschedule => self.notifications.ready()?,
+            other => debug!(?other, "an unexpected notification of the router"),
+        }
+        Ok(())
+    }
+
+    fn forward(&mut self, bytes: &[u8]) {
+        let Some((number, header)) = decode(bytes) else {
+            debug!("a message on the router's bus that is not ours");
+            return;
+        };
+        let channel = header.channel;
+        if let Some(progress) = self.channels.get_mut(&channel) {
+            if number > progress.next && channel.is_retained() {
+                self.inbox.push(Event::Gap(channel, progress.commit));
+            }
+            progress.next = progress.next.max(number + 1);
+            progress.commit = header.commit.unwrap_or_default().max(progress.commit);
+        }
+        if header.fleet == self.fleet.as_str()
+            && let Some(message) = header.message(&self.fleet)
+        {
+            self.inbox
+                .push(Event::Message(Arc::new(message), Via::Router));
+        }
+    }
+}
+
+fn position(channel: Channel) -> Option<usize> {
+    CHANNELS.iter().position(|watched| *watched == channel)
+}
+
+/// On the bus: number and commit (0 for none), eight bytes each, then a byte each for channel, QoS and the
+/// lengths of the two names, the names, the payload.
+const HEADER_LEN: usize = 20;
+
+fn encode(number: u64, message: &Message) -> Vec<u8> {
+    let (fleet, agent) = (&message.topic.machine.fleet, &message.topic.machine.agent);
+    let (fleet, agent) = (fleet.as_str().as_bytes(), agent.as_str().as_bytes());
+    let len = |name: &[u8]| u8::try_from(name.len()).expect("a name has at most 63 bytes");
+    let channel = position(message.topic.channel).unwrap_or(CHANNELS.len());
+    let channel = u8::try_from(channel).expect("there are six channels");
+    let mut bytes =
+        Vec::with_capacity(HEADER_LEN + fleet.len() + agent.len() + message.payload.len());
+    bytes.extend_from_slice(&number.to_le_bytes());
+    bytes.extend_from_slice(&message.commit.map_or(0, Commit::number).to_le_bytes());
+    let qos = u8::from(message.qos == Qos::AtLeastOnce);
+    bytes.extend_from_slice(&[channel, qos, len(fleet), len(agent)]);
+    bytes.extend_from_slice(fleet);
+    bytes.extend_from_slice(agent);
+    bytes.extend_from_slice(&message.payload);
+    bytes
+}
+
+struct Header<'a> {
+    commit: Option<Commit>,
+    channel: Channel,
+    qos: Qos,
+    fleet: &'a str,
+    agent: &'a str,
+    payload: &'a [u8],
+}
+
+fn decode(bytes: &[u8]) -> Option<(u64, Header<'_>)> {
+    let (number, rest) = bytes.split_first_chunk::<8>()?;
+    let (commit, rest) = rest.split_first_chunk::<8>()?;
+    let (&[channel, qos, fleet_len, agent_len], rest) = rest.split_first_chunk::<4>()?;
+    let (fleet, rest) = rest.split_at_checked(fleet_len.into())?;
+    let (agent, payload) = rest.split_at_checked(agent_len.into())?;
+    let commit = u64::from_le_bytes(*commit);
+    let header = Header {
+        commit: (commit > 0).then(|| Commit::new(commit)),
+        channel: *CHANNELS.get(usize::from(channel))?,
+        qos: if qos == 0 {
+            Qos::AtMostOnce
+        } else {
+            Qos::AtLeastOnce
+        },
+        fleet: std::str::from_utf8(fleet).ok()?,
+        agent: std::str::from_utf8(agent).ok()?,
+        payload,
+    };
+    Some((u64::from_le_bytes(*number), header))
+}
+
+impl Header<'_> {
+    fn message(&self, fleet: &FleetName) -> Option<Message> {
+        let agent = AgentName::new(self.agent).ok()?;
+        Some(Message {
+            topic: Machine::new(fleet.clone(), agent).topic(self.channel),
+            payload: Arc::from(self.payload),
+            qos: self.qos,
+            commit: self.commit,
+        })
+    }
+}

@@ -1,0 +1,221 @@
+//! What a client has subscribed to, and which messages that means.
+
+use hoist_protocol::{AgentName, Channel, Topic};
+
+use crate::guard::{Agents, Pattern};
+use crate::inbox::Via;
+use crate::message::{Commit, Message, Qos};
+
+/// One granted subscription.
+#[derive(Clone, Debug)]
+pub(crate) struct Subscription {
+    /// The filter as it was sent.
+    pub(crate) filter: String,
+    pub(crate) pattern: Pattern,
+    pub(crate) qos: Qos,
+    /// The last commit that its snapshot holds: what comes up to it has been delivered.
+    pub(crate) as_of: Commit,
+}
+
+/// The subscriptions of one session.
+#[derive(Debug, Default)]
+pub(crate) struct Subscriptions {
+    /// Of one machine each, in the order of their names.
+    exact: Vec<(AgentName, Subscription)>,
+    /// Of all machines.
+    wild: Vec<Subscription>,
+    /// Up to which commits the channels were read from the store after a gap.
+    refreshed: Vec<(Channel, Commit)>,
+}
+
+impl Subscriptions {
+    pub(crate) fn len(&self) -> usize {
+        self.exact.len() + self.wild.len()
+    }
+
+    /// How many are served by the router.
+    pub(crate) fn wild_len(&self) -> usize {
+        self.wild.len()
+    }
+
+    pub(crate) fn contains(&self, filter: &str) -> bool {
+        let exact = self.exact.iter().map(|(_, subscription)| subscription);
+        exact
+            .chain(&self.wild)
+            .any(|subscription| subscription.filter == filter)
+    }
+
+    /// Adds one; the same filter again replaces the one before.
+    pub(crate) fn insert(&mut self, subscription: Subscription) {
+        self.remove(&subscription.filter);
+        match &subscription.pattern.agents {
+            Agents::One(agent) => {
+                let agent = agent.clone();
+                let at = self.exact.partition_point(|(other, _)| *other <= agent);
+                self.exact.insert(at, (agent, subscription));
+            }
+            Agents::All => self.wild.push(subscription),
+        }
+    }
+
+    /// Removes one. Returns the machine that no subscription names any more.
+    pub(crate) fn remove(&mut self, filter: &str) -> Option<AgentName> {
+        self.wild
+            .retain(|subscription| subscription.filter != filter);
+        let at = self
+            .exact
+            .iter()
+            .position(|(_, subscription)| subscription.filter == filter)?;
+        let (agent, _) = self.exact.remove(at);
+        let left = self.exact.iter().any(|(other, _)| *other == agent);
+        (!left).then_some(agent)
+    }
+
+    /// The machines that are named, some perhaps twice.
+    pub(crate) fn agents(&self) -> impl Iterator<Item = &AgentName> {
+        self.exact.iter().map(|(agent, _)| agent)
+    }
+
+    /// The QoS at which a message is delivered; none when no subscription wants it, or has it already.
+    pub(crate) fn wants(&self, message: &Message, via: Via) -> Option<Qos> {
+        let new = |subscription: &Subscription| {
+            message
+                .commit
+                .is_none_or(|commit| commit > subscription.as_of)
+                && subscription.pattern.matches(&message.topic)
+        };
+        let granted = match via {
+            Via::Direct => self
+                .of(&message.topic)
+                .iter()
+                .map(|(_, subscription)| subscription)
+                .filter(|subscription| new(subscription))
+                .map(|subscription| subscription.qos)
+                .max(),
+            Via::Router if self.is_refreshed(message) => None,
+            Via::Router => self
+                .wild
+                .iter()
+                .filter(|subscription| new(subscription))
+                .map(|subscription| subscription.qos)
+                .max(),
+        };
+        granted.map(|qos| qos.min(message.qos))
+    }
+
+    /// Notes that everything of `channel` up to `as_of` was read from the store.
+    pub(crate) fn refresh(&mut self, channel: Channel, as_of: Commit) {
+        self.refreshed.retain(|(other, _)| *other != channel);
+        self.refreshed.push((channel, as_of));
+    }
+
+    fn is_refreshed(&self, message: &Message) -> bool {
+        self.refreshed.iter().any(|(channel, as_of)| {
+            *channel == message.topic.channel && message.commit.is_some_and(|c| c <= *as_of)
+        })
+    }
+
+    fn of(&self, topic: &Topic) -> &[(AgentName, Subscription)] {
+        let agent = &topic.machine.agent;
+        let start = self.exact.partition_point(|(other, _)| other < agent);
+        let end = self.exact.partition_point(|(other, _)| other <= agent);
+        &self.exact[start..end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use hoist_protocol::{FleetName, Machine};
+
+    use super::*;
+
+    fn fleet() -> FleetName {
+        FleetName::new("prod").unwrap()
+    }
+
+    fn to(filter: &str, qos: Qos, as_of: u64) -> Subscription {
+        Subscription {
+            filter: filter.to_owned(),
+            pattern: Pattern::parse(filter, &fleet()).unwrap().unwrap(),
+            qos,
+            as_of: Commit::new(as_of),
+        }
+    }
+
+    fn message(agent: &str, channel: Channel, commit: u64) -> Message {
+        let machine = Machine::new(fleet(), AgentName::new(agent).unwrap());
+        Message {
+            topic: machine.topic(channel),
+            payload: Arc::from(b"x".as_slice()),
+            qos: Qos::AtLeastOnce,
+            commit: Some(Commit::new(commit)),
+        }
+    }
+
+    #[test]
+    fn what_the_snapshot_held_does_not_come_again() {
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.insert(to("hoist/v1/prod/web-1/+", Qos::AtLeastOnce, 5));
+        let wants =
+            |commit| subscriptions.wants(&message("web-1", Channel::Status, commit), Via::Direct);
+        assert_eq!(wants(5), None);
+        assert_eq!(wants(6), Some(Qos::AtLeastOnce));
+    }
+
+    #[test]
+    fn the_highest_granted_qos_counts_and_never_above_the_publishers() {
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.insert(to("hoist/v1/prod/web-1/+", Qos::AtMostOnce, 0));
+        subscriptions.insert(to("hoist/v1/prod/web-1/status", Qos::AtLeastOnce, 0));
+        let mut status = message("web-1", Channel::Status, 1);
+        assert_eq!(
+            subscriptions.wants(&status, Via::Direct),
+            Some(Qos::AtLeastOnce)
+        );
+        status.qos = Qos::AtMostOnce;
+        assert_eq!(
+            subscriptions.wants(&status, Via::Direct),
+            Some(Qos::AtMostOnce)
+        );
+        let history = message("web-1", Channel::History, 1);
+        assert_eq!(
+            subscriptions.wants(&history, Via::Direct),
+            Some(Qos::AtMostOnce)
+        );
+        assert_eq!(
+            subscriptions.wants(&message("web-2", Channel::Status, 1), Via::Direct),
+            None
+        );
+        assert_eq!(subscriptions.wants(&history, Via::Router), None);
+    }
+
+    #[test]
+    fn the_same_filter_again_replaces_and_a_machine_is_left_with_its_last() {
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.insert(to("hoist/v1/prod/web-1/status", Qos::AtMostOnce, 0));
+        subscriptions.insert(to("hoist/v1/prod/web-1/status", Qos::AtLeastOnce, 3));
+        subscriptions.insert(to("hoist/v1/prod/web-1/deploy", Qos::AtLeastOnce, 3));
+        assert_eq!(subscriptions.len(), 2);
+        assert_eq!(subscriptions.remove("hoist/v1/prod/web-1/status"), None);
+        let left = subscriptions.remove("hoist/v1/prod/web-1/deploy");
+        assert_eq!(left, Some(AgentName::new("web-1").unwrap()));
+        assert_eq!(subscriptions.len(), 0);
+    }
+
+    #[test]
+    fn after_a_gap_the_late_ones_of_that_channel_do_not_come_again() {
+        let mut subscriptions = Subscriptions::default();
+        subscriptions.insert(to("hoist/v1/prod/+/+", Qos::AtLeastOnce, 0));
+        subscriptions.refresh(Channel::Status, Commit::new(9));
+        let wants = |channel, commit| {
+            subscriptions
+                .wants(&message("web-1", channel, commit), Via::Router)
+                .is_some()
+        };
+        assert!(!wants(Channel::Status, 9));
+        assert!(wants(Channel::Status, 10));
+        assert!(wants(Channel::History, 9));
+    }
+}

@@ -1,0 +1,288 @@
+use bytes::BytesMut;
+use hoist_protocol::{FleetName, Topic};
+use proptest::prelude::*;
+use rumqttc::{
+    Connect as ConnectPacket, LastWill, Packet, Publish as PublishPacket, QoS,
+    Subscribe as SubscribePacket,
+};
+
+use crate::guard::tests::peer;
+
+use super::*;
+
+fn policy() -> Arc<Policy> {
+    Arc::new(Policy {
+        rules: Rules::default(),
+        deploys: Arc::new(Deploys::new(None)),
+    })
+}
+
+fn session(role: Role) -> Session {
+    Session::new(peer(role, "prod", "web-1"), policy(), 1)
+}
+
+fn bytes(packet: &Packet) -> Vec<u8> {
+    let mut bytes = BytesMut::new();
+    packet.write(&mut bytes, usize::MAX).unwrap();
+    bytes.to_vec()
+}
+
+fn connect(id: &str) -> ConnectPacket {
+    let mut connect = ConnectPacket::new(id);
+    connect.keep_alive = 60;
+    connect
+}
+
+/// A session after its CONNACK.
+fn open(role: Role, id: &str) -> Session {
+    let mut session = session(role);
+    session.receive(&bytes(&Packet::Connect(connect(id))));
+    assert!(
+        matches!(&session.take_effects()[..], [Effect::Claim(_)]),
+        "{:?}",
+        session.ended()
+    );
+    session.claimed();
+    session.output().clear();
+    session
+}
+
+fn publish(topic: &str, qos: QoS, retain: bool, payload: &str) -> Vec<u8> {
+    let mut publish = PublishPacket::new(topic, qos, payload);
+    publish.retain = retain;
+    publish.pkid = u16::from(qos != QoS::AtMostOnce);
+    bytes(&Packet::Publish(publish))
+}
+
+fn packets(session: &mut Session) -> Vec<Packet> {
+    let mut output = BytesMut::from(&session.output()[..]);
+    session.output().clear();
+    std::iter::from_fn(|| Packet::read(&mut output, usize::MAX).ok()).collect()
+}
+
+const STATUS: &str = "hoist/v1/prod/web-1/status";
+
+#[test]
+fn nothing_is_taken_between_connect_and_connack() {
+    let mut session = session(Role::Agent);
+    let connect = bytes(&Packet::Connect(connect("web-1")));
+    let both = [
+        connect.clone(),
+        publish(STATUS, QoS::AtLeastOnce, true, "{}"),
+    ]
+    .concat();
+    assert_eq!(session.receive(&both), connect.len());
+    assert_eq!(session.receive(&both[connect.len()..]), 0);
+    session.claimed();
+    assert_eq!(
+        session.receive(&both[connect.len()..]),
+        both.len() - connect.len()
+    );
+}
+
+#[test]
+fn a_publish_is_acknowledged_when_the_store_says_so_and_not_before() {
+    let mut session = open(Role::Agent, "web-1");
+    session.receive(&publish(STATUS, QoS::AtLeastOnce, true, "{}"));
+    let effects = session.take_effects();
+    let [Effect::Publish(Admitted::Store(_), ticket)] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(packets(&mut session), []);
+    session.settled(*ticket, Outcome::Retained);
+    assert!(matches!(&packets(&mut session)[..], [Packet::PubAck(ack)] if ack.pkid == 1));
+}
+
+#[test]
+fn a_client_that_sends_too_much_at_once_is_read_no_further() {
+    let mut session = open(Role::Agent, "web-1");
+    let many = publish(STATUS, QoS::AtLeastOnce, true, "{}").repeat(UNSETTLED_LEN + 1);
+    let taken = session.receive(&many);
+    assert_eq!(taken, many.len() / (UNSETTLED_LEN + 1) * UNSETTLED_LEN);
+    assert!(!session.wants_input());
+    assert_eq!(session.ended(), None);
+    for effect in session.take_effects() {
+        let Effect::Publish(_, ticket) = effect else {
+            panic!("{effect:?}");
+        };
+        session.settled(ticket, Outcome::Retained);
+    }
+    assert!(session.wants_input());
+}
+
+fn message(n: u64) -> Arc<Message> {
+    Arc::new(Message {
+        topic: Topic::parse(STATUS).unwrap(),
+        payload: Arc::from(n.to_string().as_bytes()),
+        qos: Qos::AtLeastOnce,
+        commit: Some(Commit::new(n)),
+    })
+}
+
+/// A monitor that has subscribed to the status of web-1.
+fn watching(qos: QoS) -> Session {
+    let mut session = open(Role::Monitor, "web-1.1");
+    let mut subscribe = SubscribePacket::new(STATUS, qos);
+    subscribe.pkid = 7;
+    session.receive(&bytes(&Packet::Subscribe(subscribe)));
+    let effects = session.take_effects();
+    let Some(Effect::Subscribe(7, requests)) = effects.into_iter().next() else {
+        panic!("no subscription");
+    };
+    session.subscribed(7, requests, vec![Snapshot::default()]);
+    session.output().clear();
+    session
+}
+
+#[test]
+fn a_client_that_acknowledges_nothing_has_a_bounded_number_in_flight() {
+    let mut session = watching(QoS::AtLeastOnce);
+    for n in 1..=1000 {
+        session.on(Event::Message(message(n), Via::Direct));
+    }
+    let first = packets(&mut session);
+    assert_eq!(first.len(), INFLIGHT_LEN);
+    assert!(session.has_backlog());
+    let Packet::Publish(publish) = &first[0] else {
+        panic!("{:?}", first[0]);
+    };
+    let ack = Packet::PubAck(rumqttc::PubAck::new(publish.pkid));
+    session.receive(&bytes(&ack));
+    assert!(session.take_progress());
+    assert_eq!(
+        packets(&mut session).len(),
+        1,
+        "an acknowledgement makes room for one"
+    );
+    session.receive(&bytes(&Packet::PubAck(rumqttc::PubAck::new(9999))));
+    assert!(
+        session.ended().is_some(),
+        "an acknowledgement for nothing is a breach"
+    );
+}
+
+#[test]
+fn what_is_written_at_once_is_bounded() {
+    let mut session = watching(QoS::AtMostOnce);
+    for n in 1..=1000 {
+        let mut message = Message::clone(&message(n));
+        message.payload = Arc::from(vec![b'x'; 16 * 1024]);
+        session.on(Event::Message(Arc::new(message), Via::Direct));
+    }
+    assert!(session.output().len() < OUTPUT_LEN + 17 * 1024);
+}
+
+#[test]
+fn a_will_is_left_unless_the_client_said_goodbye() {
+    let with_will = || {
+        let mut session = session(Role::Agent);
+        let mut connect = connect("web-1");
+        let topic = "hoist/v1/prod/web-1/presence";
+        connect.last_will = Some(LastWill::new(topic, "offline", QoS::AtLeastOnce, true));
+        session.receive(&bytes(&Packet::Connect(connect)));
+        session
+    };
+    let mut lost = with_will();
+    lost.claimed();
+    lost.end(Ended::Lost("broken pipe".to_owned()));
+    assert!(
+        matches!(lost.into_will(), Some(Admitted::Store(will)) if &*will.payload == b"offline")
+    );
+    let mut goodbye = with_will();
+    goodbye.claimed();
+    goodbye.receive(&bytes(&Packet::Disconnect));
+    assert!(goodbye.into_will().is_none());
+    let mut never_open = with_will();
+    never_open.end(Ended::Stopping);
+    assert!(never_open.into_will().is_none());
+}
+
+#[test]
+fn keep_alive_is_one_and_a_half_times() {
+    let session = open(Role::Agent, "web-1");
+    assert_eq!(session.keep_alive(), Some(Duration::from_secs(90)));
+}
+
+fn a_packet() -> impl Strategy<Value = Vec<u8>> {
+    let topic =
+        "hoist/v1/(prod|test)/(web-1|db-1)/(deploy|status|presence|log|echo)|[a-z/+#$]{0,9}";
+    let qos = prop_oneof![
+        Just(QoS::AtMostOnce),
+        Just(QoS::AtLeastOnce),
+        Just(QoS::ExactlyOnce)
+    ];
+    prop_oneof![
+        "web-1|web-1.a|[a-z.]{0,5}".prop_map(|id| bytes(&Packet::Connect(connect(&id)))),
+        (topic, qos, any::<bool>(), ".{0,20}")
+            .prop_map(|(topic, qos, retain, payload)| publish(&topic, qos, retain, &payload)),
+        "hoist/v1/prod/(web-1|\\+)/(status|\\+|#)|[a-z/+#$]{1,9}".prop_map(|filter| {
+            let mut subscribe = SubscribePacket::new(filter, QoS::AtLeastOnce);
+            subscribe.pkid = 3;
+            bytes(&Packet::Subscribe(subscribe))
+        }),
+        Just(bytes(&Packet::PingReq)),
+        any::<u16>().prop_map(|id| bytes(&Packet::PubAck(rumqttc::PubAck::new(id)))),
+        Just(bytes(&Packet::Disconnect)),
+        prop::collection::vec(any::<u8>(), 0..30),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn no_bytes_make_it_panic_or_say_more_than_they_may(
+        packets in prop::collection::vec(a_packet(), 0..12),
+        flip in prop::option::of((any::<prop::sample::Index>(), any::<u8>())),
+        cut in 1..40_usize,
+        role in prop::sample::select(vec![Role::Agent, Role::Publisher, Role::Monitor, Role::Admin]),
+    ) {
+        let mut stream = packets.concat();
+        if let (Some((at, byte)), false) = (flip, stream.is_empty()) {
+            let at = at.index(stream.len());
+            stream[at] ^= byte;
+        }
+        let mut session = session(role);
+        let me = session.peer().clone();
+        let mut waiting = Vec::new();
+        for chunk in stream.chunks(cut) {
+            waiting.extend_from_slice(chunk);
+            loop {
+                let taken = session.receive(&waiting);
+                waiting.drain(..taken);
+                let effects = session.take_effects();
+                if effects.is_empty() && (taken == 0 || waiting.is_empty()) {
+                    break;
+                }
+                for effect in effects {
+                    match effect {
+                        Effect::Claim(id) => {
+                            prop_assert!(id == "web-1" || id.starts_with("web-1."), "{}", id);
+                            session.claimed();
+                        }
+                        Effect::Publish(admitted, ticket) => {
+                            let (topic, empty) = match &admitted {
+                                Admitted::Store(it) => (&it.topic, it.payload.is_empty()),
+                                Admitted::Relay(it) => (&it.topic, false),
+                            };
+                            let access = if empty { Access::Clear } else { Access::Write };
+                            prop_assert!(Rules::default().allow(&me, access, topic));
+                            session.settled(ticket, Outcome::Retained);
+                        }
+                        Effect::Subscribe(id, requests) => {
+                            let granted = requests.iter().filter(|r| r.granted.is_some()).count();
+                            let snapshots = (0..granted).map(|_| Snapshot::default()).collect();
+                            session.subscribed(id, requests, snapshots);
+                        }
+                        Effect::Unwatch(_) | Effect::UnwatchAll | Effect::Refresh(..) => {}
+                    }
+                }
+            }
+        }
+        if session.ended().is_some() {
+            prop_assert!(!session.wants_input());
+            prop_assert_eq!(session.receive(&bytes(&Packet::PingReq)), 0);
+        }
+        prop_assert_eq!(&session.peer().fleet, &FleetName::new("prod").unwrap());
+    }
+}

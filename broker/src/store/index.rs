@@ -1,0 +1,242 @@
+//! The retained messages in memory: all reads go here, the disk is read once, at the start.
+
+use std::array;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use hoist_protocol::{AgentName, Channel, FleetName, Machine, Presence, Topic};
+
+use crate::guard::{Agents, Pattern};
+use crate::message::{Commit, Message, Qos};
+
+/// The channels that are retained, in the order of their slots.
+const RETAINED: [Channel; 4] = [
+    Channel::Deploy,
+    Channel::Status,
+    Channel::Presence,
+    Channel::History,
+];
+
+type Slots = [Option<Arc<Message>>; RETAINED.len()];
+
+/// All retained messages, by machine and channel.
+///
+/// A cleared message leaves an empty one in its slot until the process ends, so that a subscriber that missed
+/// the clearing can be told.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    fleets: HashMap<FleetName, BTreeMap<AgentName, Slots>>,
+    last: Commit,
+}
+
+/// What was retained at one moment.
+#[derive(Debug, Default)]
+pub(crate) struct Snapshot {
+    /// The messages.
+    pub(crate) messages: Vec<Arc<Message>>,
+    /// The last commit that they contain.
+    pub(crate) as_of: Commit,
+}
+
+impl Index {
+    /// An index of what was stored; every machine in it is offline until it connects.
+    pub(crate) fn of_stored(stored: Vec<(Topic, Qos, Arc<[u8]>)>) -> Self {
+        let mut index = Self::default();
+        let mut machines: Vec<Machine> = Vec::new();
+        for (topic, qos, payload) in stored {
+            if machines.last() != Some(&topic.machine) {
+                machines.push(topic.machine.clone());
+            }
+            index.apply(topic, qos, payload);
+        }
+        machines.sort_unstable();
+        machines.dedup();
+        let offline: Arc<[u8]> = Arc::from(Presence::Offline.as_str().as_bytes());
+        for machine in machines {
+            let topic = machine.topic(Channel::Presence);
+            index.apply(topic, Qos::AtLeastOnce, Arc::clone(&offline));
+        }
+        index
+    }
+
+    /// The message retained on `topic`.
+    pub(crate) fn get(&self, topic: &Topic) -> Option<&Arc<Message>> {
+        let slots = self
+            .fleets
+            .get(&topic.machine.fleet)?
+            .get(&topic.machine.agent)?;
+        slots[slot(topic.channel)?]
+            .as_ref()
+            .filter(|message| !message.is_clear())
+    }
+
+    /// Retains `payload` on `topic`, or clears it when the payload is empty. None when there was nothing to
+    /// clear, or the channel is not retained.
+    pub(crate) fn apply(
+        &mut self,
+        topic: Topic,
+        qos: Qos,
+        payload: Arc<[u8]>,
+    ) -> Option<Arc<Message>> {
+        let slot = slot(topic.channel)?;
+        if payload.is_empty() && self.get(&topic).is_none() {
+            return None;
+        }
+        self.last = self.last.next();
+        let agents = self.fleets.entry(topic.machine.fleet.clone()).or_default();
+        let slots = agents
+            .entry(topic.machine.agent.clone())
+            .or_insert_with(|| array::from_fn(|_| None));
+        let message = Arc::new(Message {
+            topic,
+            payload,
+            qos,
+            commit: Some(self.last),
+        });
+        slots[slot] = Some(Arc::clone(&message));
+        Some(message)
+    }
+
+    /// What is retained in `fleet`, of what `pattern` matches and `allow` lets through.
+    pub(crate) fn snapshot(
+        &self,
+        fleet: &FleetName,
+        pattern: &Pattern,
+        allow: impl Fn(&Topic) -> bool,
+    ) -> Snapshot {
+        let messages = self
+            .matching(fleet, pattern)
+            .filter(|message| !message.is_clear() && allow(&message.topic))
+            .cloned()
+            .collect();
+        Snapshot {
+            messages,
+            as_of: self.last,
+        }
+    }
+
+    /// What has changed in `fleet` after `since`, clearings included, of what `pattern` matches; in the order
+    /// of the changes.
+    pub(crate) fn changes(&self, fleet: &FleetName, pattern: &Pattern, since: Commit) -> Snapshot {
+        let mut messages: Vec<_> = self
+            .matching(fleet, pattern)
+            .filter(|message| message.commit > Some(since))
+            .cloned()
+            .collect();
+        messages.sort_unstable_by_key(|message| message.commit);
+        Snapshot {
+            messages,
+            as_of: self.last,
+        }
+    }
+
+    fn matching<'a>(
+        &'a self,
+        fleet: &FleetName,
+        pattern: &'a Pattern,
+    ) -> impl Iterator<Item = &'a Arc<Message>> {
+        let agents = self.fleets.get(fleet);
+        let (all, one) = match &pattern.agents {
+            Agents::All => (agents.map(BTreeMap::values), None),
+            Agents::One(name) => (None, agents.and_then(|agents| agents.get(name))),
+        };
+        all.into_iter()
+            .flatten()
+            .chain(one)
+            .flatten()
+            .flatten()
+            .filter(|message| pattern.channels.hold(message.topic.channel))
+    }
+}
+
+fn slot(channel: Channel) -> Option<usize> {
+    RETAINED.iter().position(|retained| *retained == channel)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::guard::Channels;
+
+    use super::*;
+
+    fn topic(agent: &str, channel: Channel) -> Topic {
+        let fleet = FleetName::new("prod").unwrap();
+        Machine::new(fleet, AgentName::new(agent).unwrap()).topic(channel)
+    }
+
+    fn retain(index: &mut Index, agent: &str, channel: Channel, payload: &str) -> bool {
+        let payload = Arc::from(payload.as_bytes());
+        index
+            .apply(topic(agent, channel), Qos::AtLeastOnce, payload)
+            .is_some()
+    }
+
+    const ALL: Pattern = Pattern {
+        agents: Agents::All,
+        channels: Channels::All,
+    };
+
+    fn texts(messages: &[Arc<Message>]) -> Vec<String> {
+        let text = |m: &Arc<Message>| {
+            format!("{}={}", m.topic, String::from_utf8_lossy(&m.payload)).split_off(14)
+        };
+        messages.iter().map(text).collect()
+    }
+
+    #[test]
+    fn every_retained_channel_has_a_slot_and_no_other() {
+        for channel in Channel::ALL {
+            assert_eq!(slot(channel).is_some(), channel.is_retained(), "{channel}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_holds_the_newest_of_what_is_allowed() {
+        let mut index = Index::default();
+        retain(&mut index, "b", Channel::Status, "1");
+        retain(&mut index, "a", Channel::Status, "2");
+        retain(&mut index, "a", Channel::Deploy, "3");
+        retain(&mut index, "b", Channel::Status, "4");
+        let fleet = FleetName::new("prod").unwrap();
+        let snapshot = index.snapshot(&fleet, &ALL, |topic| topic.channel == Channel::Status);
+        assert_eq!(texts(&snapshot.messages), ["a/status=2", "b/status=4"]);
+        assert_eq!(snapshot.as_of, Commit::new(4));
+        let other = FleetName::new("test").unwrap();
+        assert!(index.snapshot(&other, &ALL, |_| true).messages.is_empty());
+    }
+
+    #[test]
+    fn a_clearing_empties_the_snapshot_and_is_told_to_whom_missed_it() {
+        let mut index = Index::default();
+        retain(&mut index, "a", Channel::Status, "1");
+        retain(&mut index, "b", Channel::Status, "2");
+        assert!(retain(&mut index, "a", Channel::Status, ""));
+        assert!(
+            !retain(&mut index, "a", Channel::Status, ""),
+            "it was cleared already"
+        );
+        assert!(
+            !retain(&mut index, "c", Channel::Status, ""),
+            "it never was there"
+        );
+        let fleet = FleetName::new("prod").unwrap();
+        let snapshot = index.snapshot(&fleet, &ALL, |_| true);
+        assert_eq!(texts(&snapshot.messages), ["b/status=2"]);
+        assert_eq!(index.get(&topic("a", Channel::Status)), None);
+        let changes = index.changes(&fleet, &ALL, Commit::new(1));
+        assert_eq!(texts(&changes.messages), ["b/status=2", "a/status="]);
+    }
+
+    #[test]
+    fn after_a_start_every_known_machine_is_offline() {
+        let stored = ["a", "b"].map(|agent| {
+            let payload: Arc<[u8]> = Arc::from(b"x".as_slice());
+            (topic(agent, Channel::Status), Qos::AtLeastOnce, payload)
+        });
+        let index = Index::of_stored(stored.to_vec());
+        for agent in ["a", "b"] {
+            let presence = index.get(&topic(agent, Channel::Presence)).unwrap();
+            assert_eq!(&*presence.payload, b"offline");
+        }
+    }
+}

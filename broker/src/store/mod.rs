@@ -1,0 +1,152 @@
+//! The retained messages: durable before they are acknowledged, complete when they are read.
+//!
+//! One thread writes. It takes whatever is queued, up to a limit, writes it as one batch with one fsync, numbers
+//! the changes, and only then acknowledges them and tells the subscribers. Reads are of an index in memory and
+//! never wait for the disk.
+
+mod disk;
+mod index;
+mod writer;
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use camino::Utf8Path;
+use hoist_protocol::{FleetName, Topic};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::deploys::{DeployRefusal, Deploys, Proof};
+use crate::guard::Pattern;
+use crate::inbox::{Inbox, Ticket};
+use crate::message::{Commit, Message, Qos};
+
+pub use disk::StoreError;
+use index::Index;
+pub(crate) use index::Snapshot;
+use writer::Writer;
+
+/// Most publications that wait for the writer, of all connections together; more make their connections wait.
+const QUEUE_LEN: usize = 4096;
+
+/// A publish to a retained channel that the guard has let in.
+#[derive(Clone, Debug)]
+pub(crate) struct Publication {
+    pub(crate) topic: Topic,
+    pub(crate) qos: Qos,
+    pub(crate) payload: Arc<[u8]>,
+    /// Of a deployment, when the broker knows the trusted keys.
+    pub(crate) proof: Option<Proof>,
+}
+
+/// What became of a publication.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Outcome {
+    /// It is retained, and durable where its channel is.
+    Retained,
+    /// The very same was retained already.
+    Repeat,
+    /// It may not take the place of what is retained.
+    Refused(DeployRefusal),
+}
+
+/// Who is told what became of a publication. Nobody is told when the commit fails: the process ends.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// A session.
+    Session(Arc<Inbox>, Ticket),
+    /// Somebody who waits.
+    Waiting(oneshot::Sender<Outcome>),
+}
+
+/// The store has ended, and the process will.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the store has ended")]
+pub(crate) struct StoreEnded;
+
+/// A handle to the store; the writer ends when the last one is dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    index: Arc<RwLock<Index>>,
+    queue: mpsc::Sender<(Publication, Reply)>,
+}
+
+/// The writer's thread, from outside.
+pub(crate) struct Running {
+    ended: oneshot::Receiver<Result<(), StoreError>>,
+}
+
+impl Running {
+    /// Waits until the writer has ended: without an error when all handles are gone, all that was queued is
+    /// durable and the database is closed.
+    pub(crate) async fn ended(&mut self) -> Result<(), StoreError> {
+        match (&mut self.ended).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Thread(std::io::Error::other(
+                "the writer thread has panicked",
+            ))),
+        }
+    }
+}
+
+impl Store {
+    /// Opens the store in `path` and starts its writer. `tell` is called on the writer's thread for every change,
+    /// in the order of the commits.
+    pub(crate) fn open(
+        path: &Utf8Path,
+        deploys: Arc<Deploys>,
+        tell: impl FnMut(&Arc<Message>) -> Result<(), crate::router::RouterError> + Send + 'static,
+    ) -> Result<(Self, Running), StoreError> {
+        let disk = disk::Disk::open(path)?;
+        let index = Arc::new(RwLock::new(Index::of_stored(disk.load()?)));
+        let (queue, publications) = mpsc::channel(QUEUE_LEN);
+        let (done, ended) = oneshot::channel();
+        let writer = Writer::new(disk, Arc::clone(&index), deploys, tell);
+        std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || {
+                // The receiver is gone only when nobody wants to know.
+                done.send(writer.run(publications)).ok();
+            })
+            .map_err(StoreError::Thread)?;
+        Ok((Self { index, queue }, Running { ended }))
+    }
+
+    /// Hands a publication to the writer; waits while its queue is full.
+    pub(crate) async fn publish(
+        &self,
+        publication: Publication,
+        reply: Reply,
+    ) -> Result<(), StoreEnded> {
+        let sent = self.queue.send((publication, reply)).await;
+        sent.map_err(|_| StoreEnded)
+    }
+
+    /// Hands a publication to the writer and waits for its outcome.
+    pub(crate) async fn publish_and_wait(
+        &self,
+        publication: Publication,
+    ) -> Result<Outcome, StoreEnded> {
+        let (reply, outcome) = oneshot::channel();
+        self.publish(publication, Reply::Waiting(reply)).await?;
+        outcome.await.map_err(|_| StoreEnded)
+    }
+
+    /// What is retained in `fleet`, of what `pattern` matches and `allow` lets through.
+    pub(crate) fn snapshot(
+        &self,
+        fleet: &FleetName,
+        pattern: &Pattern,
+        allow: impl Fn(&Topic) -> bool,
+    ) -> Snapshot {
+        self.read().snapshot(fleet, pattern, allow)
+    }
+
+    /// What has changed in `fleet` after the commit `since`, of what `pattern` matches.
+    pub(crate) fn changes(&self, fleet: &FleetName, pattern: &Pattern, since: Commit) -> Snapshot {
+        self.read().changes(fleet, pattern, since)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Index> {
+        // A panic of the writer ends the process; until then what is there is whole.
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
