@@ -1,6 +1,7 @@
 //! TLS from three PEM texts, everything checked before the first connection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hoist_protocol::Timestamp;
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -9,12 +10,16 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use crate::authority::days;
 use crate::certificate::CertificateInfo;
 use crate::identity::{Identity, IdentityError};
 use crate::pem::{Part, Pem, PemError};
 use crate::program::now;
 use crate::role::Role;
 use crate::verifier::BrokerVerifier;
+
+/// How long before its end a certificate is warned about whenever it is loaded.
+const ENDS_SOON: Duration = days(14);
 
 /// What TLS needs: the authorities that are trusted, one's own certificate and its private key.
 #[derive(Clone, Debug)]
@@ -266,6 +271,16 @@ impl Credentials {
             not_after: info.not_after,
         };
         self.warn_if_of_another_ca(&own, roots);
+        let left = own.not_after.since(now());
+        if left < ENDS_SOON {
+            tracing::warn!(
+                certificate = %origin,
+                not_after = %own.not_after,
+                "our certificate ends soon; renew it with `hoist-certs issue {} {} --force`",
+                own.identity.role(),
+                own.identity.name(),
+            );
+        }
         Ok(own)
     }
 

@@ -4,6 +4,7 @@
 
 mod cli;
 mod credentials;
+mod diagnosis;
 mod handshake;
 
 use camino::Utf8PathBuf;

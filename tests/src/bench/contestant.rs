@@ -19,7 +19,7 @@ use crate::world::{FLEET, Site};
 pub(super) enum Contestant {
     /// Acknowledges what is on disk, and checks every deployment's signature.
     Hoist,
-    /// mosquitto, saving all that it retains every second: as near to durable as it gets.
+    /// mosquitto, writing all that it retains to disk at every change: as near to durable as it gets.
     MosquittoSaving,
     /// mosquitto with persistence as it is by default: saved every 30 minutes.
     MosquittoDefault,
@@ -29,8 +29,8 @@ impl fmt::Display for Contestant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Hoist => "hoist-broker",
-            Self::MosquittoSaving => "mosquitto, saving every 1 s",
-            Self::MosquittoDefault => "mosquitto, saving every 30 min",
+            Self::MosquittoSaving => "mosquitto, saving",
+            Self::MosquittoDefault => "mosquitto",
         })
     }
 }

@@ -11,9 +11,9 @@ use hoist_certs::Role;
 use hoist_certs::authority::{Authority, days};
 use hoist_certs::files::{Overwrite, write_private, write_public};
 use hoist_protocol::{
-    AgentName, Channel, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, HealthCheck,
-    KeyName, Machine, Order, Provenance, PublicKey, SigningKey, StorePath, System, Target, Text,
-    Timestamp, sign,
+    AgentName, CacheKey, Channel, Deployment, DeploymentId, DeploymentParts, FleetName, Goal,
+    HealthCheck, KeyName, Machine, Order, Provenance, PublicKey, SigningKey, StorePath,
+    SubstituterUrl, System, Target, Text, Timestamp, sign,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Packet, Publish};
@@ -403,9 +403,13 @@ fn deployment(
     let mut target = Target::new(Goal::Closure(path("nixos-system-web-26.11pre-git")?));
     let checks = ["x86_64-linux", "aarch64-linux"]
         .into_iter()
-        .map(|system| Ok((System::new(system)?, path("health-check/bin/health-check")?)))
+        .map(|system| Ok((System::new(system)?, path("health-check")?)))
         .collect::<Result<_>>()?;
     target.health_checks = vec![HealthCheck::Program(checks)];
+    target.substituters = vec![SubstituterUrl::new("https://cache.example.org")?];
+    target.substituter_keys = vec![CacheKey::new(
+        "cache.example.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",
+    )?];
     let issued = hoist_certs::program::now();
     let sequence = issued.as_ms() + u64::try_from(version)?;
     let deployment = Deployment::new(DeploymentParts {

@@ -121,8 +121,9 @@ pub(super) fn print_brokers(load: &Load, measured: &[(Contestant, Vec<Measured>)
          Median of {rounds} rounds (least to most), the brokers in turn, each started anew with an empty store on\n\
          127.0.0.1. All with the same CA and certificates, mutual TLS, access rules by certificate, QoS 1.\n\
          {CONNECTING} agents connect at a time; a publisher has {IN_FLIGHT} publishes under way; a signed deployment has {} bytes.\n\
-         hoist-broker verifies every deployment's signature and acknowledges it when it is on disk; mosquitto does\n\
-         neither (persistence true; autosave_on_changes true and autosave_interval 1, or the default interval).\n\
+         hoist-broker verifies every deployment's signature and acknowledges it when it is on disk; mosquitto has\n\
+         persistence on and acknowledges before it writes: with autosave_on_changes true and autosave_interval 1\n\
+         it writes all that it retains at every change (\"saving\"), by default every 30 minutes.\n\
          The load generator runs on the same {} cores as the broker.\n",
         load.deployment_size(),
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
