@@ -1,12 +1,25 @@
 //! The `hoist` command: signs deployments, publishes them, and follows what becomes of them.
 //!
-//! [`follow`] and [`plan`] decide and know neither clock nor connection; [`link`] talks MQTT; `commands` has
-//! one file for each command.
+//! [`follow`] and [`plan`] decide and know neither clock nor connection; [`link`] talks MQTT, [`drive`] brings
+//! the two together; [`commands`] has one file for each command.
 
+mod cli;
+pub mod commands;
+pub mod console;
+pub mod drive;
 pub mod duration;
 pub mod follow;
+pub mod link;
 pub mod outcome;
 pub mod plan;
+pub mod report;
+pub mod settings;
+pub mod snapshot;
 pub mod spec;
 #[cfg(test)]
 mod testing;
+
+pub use cli::{
+    DeployArgs, DeploymentArgs, FollowArgs, KindArg, LogsArgs, RollbackArgs, StatusArgs, WaitFor,
+    main,
+};

@@ -12,6 +12,7 @@ use super::delivery::{Delivery, Found, Refusal, Stage};
 use super::watch::{End, Said, Verdict, Wait, Watch};
 use crate::outcome::Outcome;
 use crate::plan::Signed;
+use crate::snapshot::Seen;
 
 /// Most deployments that are on their way to the broker at the same time.
 pub const WINDOW: usize = 64;
@@ -117,6 +118,20 @@ impl Run {
             quiet_since: Duration::ZERO,
             window: WINDOW,
             accepted_any: false,
+        }
+    }
+
+    /// Takes what was known of a machine when the run began.
+    pub fn knows(&mut self, agent: &AgentName, seen: &Seen) {
+        let Some(number) = self.numbers.get(agent) else {
+            return;
+        };
+        let watch = &mut self.members[*number].watch;
+        if let Some(presence) = seen.presence {
+            watch.saw_presence(presence, Duration::ZERO);
+        }
+        if let Some(status) = &seen.status {
+            watch.saw_status(status, Duration::ZERO);
         }
     }
 

@@ -94,8 +94,8 @@ pub enum Verdict {
 struct Newer {
     id: Option<DeploymentId>,
     since: Duration,
-    /// The machine itself says so, rather than only the topic.
-    admitted: bool,
+    /// The machine is done with this one, by its own word.
+    went_on: bool,
 }
 
 /// One machine and one deployment. Pure: what is seen comes in, the verdict is looked at.
@@ -170,21 +170,19 @@ impl Watch {
         let ours = status.id == Some(self.order.id);
         if ours {
             self.heard(status, now);
-        } else if status.order().is_some_and(|order| order > self.order) {
-            self.saw_newer(status.id, true, now);
         }
-        // A machine that verified something higher does not begin this one any more, but ends what it began.
+        // A newer one that waits may wait for this one to end: a machine ends what it has begun to activate.
+        let went_on = !ours && status.state != State::Waiting;
+        if status.order().is_some_and(|order| order > self.order) {
+            self.saw_newer(status.id, went_on, now);
+        }
         if (status.floor_epoch, status.floor) > (self.order.epoch, self.order.sequence) {
-            self.saw_newer(None, !ours, now);
+            self.saw_newer(None, went_on, now);
         }
         let refused = status.refused.as_ref();
         if let Some(refused) = refused.filter(|refused| refused.refused_digest == self.digest) {
-            self.end.get_or_insert(End {
-                outcome: Outcome::Rejected,
-                reason: Some(refused.refused_reason),
-                message: Text::lossy(refused.refused_message.as_str()),
-                superseded_by: None,
-            });
+            let message = refused.refused_message.as_str();
+            self.ended(State::Rejected, Some(refused.refused_reason), message);
         }
     }
 
@@ -222,7 +220,7 @@ impl Watch {
             // It may be in the middle of this one still, and then says how that ended.
             let may_answer = away_for.is_none()
                 && (now.saturating_sub(newer.since) < NEWER_GRACE
-                    || (self.is_under_way() && !newer.admitted));
+                    || (self.is_under_way() && !newer.went_on));
             if !may_answer {
                 return Verdict::Ended(self.superseded());
             }
@@ -322,15 +320,15 @@ impl Watch {
         });
     }
 
-    fn saw_newer(&mut self, id: Option<DeploymentId>, admitted: bool, now: Duration) {
+    fn saw_newer(&mut self, id: Option<DeploymentId>, went_on: bool, now: Duration) {
         let newer = self.newer.get_or_insert(Newer {
             id,
             since: now,
-            admitted,
+            went_on,
         });
         newer.id = newer.id.or(id);
-        if admitted && !newer.admitted {
-            newer.admitted = true;
+        if went_on && !newer.went_on {
+            newer.went_on = true;
             newer.since = now;
         }
     }

@@ -42,6 +42,15 @@ fn history(entries: &[(u64, State)]) -> History {
     }
 }
 
+fn refusal(digest: &str, reason: Reason) -> Refused {
+    Refused {
+        refused_digest: Text::lossy(digest),
+        refused_reason: reason,
+        refused_message: Text::lossy("why"),
+        refused_at: Timestamp::default(),
+    }
+}
+
 fn outcome(watch: &Watch, now: Duration) -> Option<Outcome> {
     match watch.verdict(Wait::Online, now, WALL) {
         Verdict::Ended(end) => Some(end.outcome),
@@ -139,7 +148,9 @@ fn a_machine_ends_what_it_began_although_a_newer_one_waits() {
     aware.floor = 9;
     watch.saw_status(&aware, SOON);
     assert_eq!(outcome(&watch, LATE), None);
-    watch.saw_status(&status(order(9), State::Waiting), LATE);
+    watch.saw_status(&status(order(9), State::Waiting), SOON);
+    assert_eq!(outcome(&watch, LATE), None);
+    watch.saw_status(&status(order(9), State::Fetching), LATE);
     assert_eq!(outcome(&watch, LATE), None);
     watch.saw_history(&history(&[(5, State::Succeeded)]));
     assert_eq!(outcome(&watch, LATE), Some(Outcome::Succeeded));
@@ -157,36 +168,35 @@ fn a_machine_that_went_on_without_it_has_superseded_it() {
 
 #[test]
 fn a_lost_race_is_superseded_rather_than_rejected() {
-    let mut watch = online();
-    let mut stale = status(order(5), State::Rejected);
-    stale.reason = Some(Reason::Stale);
-    watch.saw_status(&stale, SOON);
-    watch.overtaken(id(9), SOON);
-    let Verdict::Ended(end) = watch.verdict(Wait::Online, SOON, WALL) else {
-        panic!("it is still waited for");
-    };
-    assert_eq!(
-        (end.outcome, end.superseded_by),
-        (Outcome::Superseded, Some(id(9)))
-    );
+    let mut refused = status(order(9), State::Activating);
+    refused.refused = Some(refusal("d1", Reason::Stale));
+    let mut rejected = status(order(5), State::Rejected);
+    rejected.reason = Some(Reason::Stale);
+    for report in [refused, rejected] {
+        let mut watch = online();
+        watch.saw_status(&report, SOON);
+        watch.overtaken(id(9), SOON);
+        let Verdict::Ended(end) = watch.verdict(Wait::Online, SOON, WALL) else {
+            panic!("it is still waited for");
+        };
+        assert_eq!(
+            (end.outcome, end.superseded_by),
+            (Outcome::Superseded, Some(id(9)))
+        );
+    }
 }
 
 #[test]
 fn a_machine_that_refused_these_very_bytes_has_rejected_them() {
-    let refused = |digest| {
-        let mut status = status(order(2), State::Succeeded);
-        status.refused = Some(Refused {
-            refused_digest: Text::lossy(digest),
-            refused_reason: Reason::Unverified,
-            refused_message: Text::lossy("no trusted key"),
-            refused_at: Timestamp::default(),
-        });
+    let outcome_of = |digest| {
+        let mut report = status(order(2), State::Succeeded);
+        report.refused = Some(refusal(digest, Reason::Unverified));
         let mut watch = online();
-        watch.saw_status(&status, SOON);
+        watch.saw_status(&report, SOON);
         outcome(&watch, SOON)
     };
-    assert_eq!(refused("d1"), Some(Outcome::Rejected));
-    assert_eq!(refused("d2"), None);
+    assert_eq!(outcome_of("d1"), Some(Outcome::Rejected));
+    assert_eq!(outcome_of("d2"), None);
 }
 
 #[test]

@@ -1,0 +1,277 @@
+//! The command line.
+
+use std::process::ExitCode;
+
+use camino::Utf8PathBuf;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hoist_certs::program::{LogArgs, report};
+use hoist_protocol::{AgentName, Kind};
+
+use crate::commands::{self, CommandError};
+use crate::console::print;
+use crate::duration;
+use crate::outcome::{EXIT_CODES, Exit};
+use crate::settings::{Flags, SigningFlags};
+
+const EXAMPLES: &str = "\
+Examples:
+  hoist deploy spec.json                    deploy, and wait for the machines that are online
+  hoist deploy spec.json --agent web-1      only this one
+  nix eval --json .#deploy | hoist deploy - the spec from standard input
+  hoist deploy spec.json --async            publish, read back, and be done
+  hoist status                              the whole fleet
+  hoist logs web-1 --follow                 what web-1 says while it deploys
+  hoist rollback web-1                      back to what web-1 ran before
+
+Settings come from flags, then environment variables, then the configuration file. In CI, secrets can be given
+as they are: HOIST_CA, HOIST_CERTIFICATE, HOIST_KEY and HOIST_SIGNING_KEY take a path or the text itself.";
+
+/// Deploys fleets of Nix machines over MQTT
+#[derive(Debug, Parser)]
+#[command(name = "hoist", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    settings: Flags,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Deploy what a spec says, and follow the machines
+    #[command(after_help = EXIT_CODES)]
+    Deploy(DeployArgs),
+    /// Show where machines stand
+    Status(StatusArgs),
+    /// Show what a machine's newest deployment said
+    Logs(LogsArgs),
+    /// Send a machine back to what it ran before, by the id of a deployment
+    #[command(after_help = EXIT_CODES)]
+    Rollback(RollbackArgs),
+}
+
+/// `hoist deploy`
+#[derive(Debug, Args)]
+pub struct DeployArgs {
+    /// The spec, as Cachix Deploy reads it: {"agents": {"web-1": "/nix/store/…"}, "rollbackScript":
+    /// {"x86_64-linux": "/nix/store/…"}}; `-` is standard input
+    pub spec: Utf8PathBuf,
+    /// Deploy only this machine of the spec, more than once for several
+    #[arg(long = "agent", value_name = "NAME")]
+    pub agents: Vec<AgentName>,
+    /// How the closures are activated
+    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
+    pub kind: KindArg,
+    /// Binary cache that the machines use besides their own, more than once for several
+    /// [env: HOIST_SUBSTITUTERS, separated by commas]
+    #[arg(long = "substituter", value_name = "URL")]
+    pub substituters: Vec<String>,
+    /// Key of such a cache, NAME:base64, more than once for several
+    /// [env: HOIST_SUBSTITUTER_KEYS, separated by commas]
+    #[arg(long = "substituter-key", value_name = "KEY")]
+    pub substituter_keys: Vec<String>,
+    /// What is said in the deployment
+    #[command(flatten)]
+    pub deployment: DeploymentArgs,
+    /// How machines are followed
+    #[command(flatten)]
+    pub follow: FollowArgs,
+    /// The keys
+    #[command(flatten)]
+    pub signing: SigningFlags,
+}
+
+/// `hoist rollback`
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The machine
+    pub agent: AgentName,
+    /// Back to what this deployment brought: its id, or the last 8 digits of an id in the machine's history
+    #[arg(long, value_name = "ID")]
+    pub to: Option<String>,
+    /// What is said in the deployment
+    #[command(flatten)]
+    pub deployment: DeploymentArgs,
+    /// How machines are followed
+    #[command(flatten)]
+    pub follow: FollowArgs,
+    /// The keys
+    #[command(flatten)]
+    pub signing: SigningFlags,
+}
+
+/// `hoist status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The machines; all of the fleet when none is named
+    #[arg(value_name = "AGENT")]
+    pub agents: Vec<AgentName>,
+    /// Write JSON: {"schema": 1, "fleet": …, "machines": [{"agent", "presence", "status"}]}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `hoist logs`
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The machine
+    pub agent: AgentName,
+    /// Go on with the lines that come, until interrupted
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Write JSON: one document, or with --follow one line for each line of the log
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is said in the deployment itself.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Deployment")]
+pub struct DeploymentArgs {
+    /// How long the activation itself may take [default: 15m]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub activation_timeout: Option<std::time::Duration>,
+    /// How long health checks and the way back to the broker may take before a machine rolls back [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
+    pub confirm_timeout: Option<std::time::Duration>,
+    /// How long the deployment is valid for machines that are offline
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "90d")]
+    pub expires: std::time::Duration,
+    /// What the deployment is for
+    #[arg(long, value_name = "TEXT")]
+    pub message: Option<String>,
+    /// The revision of the source [default: $GITHUB_SHA or $CI_COMMIT_SHA]
+    #[arg(long, value_name = "TEXT")]
+    pub revision: Option<String>,
+    /// Where the CI run can be seen [default: from $GITHUB_RUN_ID, or $CI_JOB_URL]
+    #[arg(long, value_name = "URL")]
+    pub run_url: Option<String>,
+    /// Who deploys [default: $GITHUB_ACTOR or $GITLAB_USER_LOGIN]
+    #[arg(long, value_name = "NAME")]
+    pub actor: Option<String>,
+    /// Raise the epoch, to get out of a sequence that lies too far ahead; needs a key that may
+    #[arg(long)]
+    pub raise_epoch: bool,
+}
+
+/// How machines are followed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Following")]
+pub struct FollowArgs {
+    /// Publish, read back, and do not wait for machines; the same as --wait none
+    #[arg(long = "async", conflicts_with = "wait")]
+    pub is_async: bool,
+    /// Which machines are waited for
+    #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
+    pub wait: WaitFor,
+    /// How long to publish and wait at most; machines go on by themselves
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "30m")]
+    pub timeout: std::time::Duration,
+    /// Write one JSON document at the end, and nothing else to stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Do not show progress or the machines' log lines
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Which machines are waited for.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum WaitFor {
+    /// Those that are online; the others get it when they return
+    #[default]
+    Online,
+    /// All
+    All,
+    /// None
+    None,
+}
+
+/// How a closure is activated.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
+pub enum KindArg {
+    /// The machine finds out by what is in the closure
+    #[default]
+    Auto,
+    /// As a NixOS system
+    Nixos,
+    /// As a profile that is set, and nothing is run
+    Profile,
+}
+
+impl From<KindArg> for Kind {
+    fn from(kind: KindArg) -> Self {
+        match kind {
+            KindArg::Auto => Self::Auto,
+            KindArg::Nixos => Self::Nixos,
+            KindArg::Profile => Self::Profile,
+        }
+    }
+}
+
+/// The program: reads the command line, runs the command, and says what went wrong.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    cli.log.init(0);
+    let (name, json) = match &cli.command {
+        Command::Deploy(args) => ("deploy", args.follow.json),
+        Command::Status(args) => ("status", args.json),
+        Command::Logs(args) => ("logs", args.json),
+        Command::Rollback(args) => ("rollback", args.follow.json),
+    };
+    let exit = run(cli).unwrap_or_else(|error| {
+        let exit = error.exit();
+        fail(name, json, exit, &report(&error.into()));
+        exit
+    });
+    ExitCode::from(exit.code())
+}
+
+fn run(cli: Cli) -> Result<Exit, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CommandError::Runtime)?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Deploy(args) => commands::deploy::run(&args, cli.settings).await,
+            Command::Status(args) => commands::status::run(&args, cli.settings).await,
+            Command::Logs(args) => commands::logs::run(&args, cli.settings).await,
+            Command::Rollback(args) => commands::rollback::run(&args, cli.settings).await,
+        }
+    })
+}
+
+/// Says on stderr what went wrong, and on stdout where JSON was asked for.
+fn fail(command: &str, json: bool, exit: Exit, message: &str) {
+    use std::io::Write as _;
+    if json {
+        let document = serde_json::json!({
+            "schema": crate::report::SCHEMA,
+            "command": command,
+            "exit_code": exit.code(),
+            "error": message,
+        });
+        if let Err(error) = print(&format!("{document}\n")) {
+            tracing::debug!(%error, "stdout is closed");
+        }
+    }
+    if let Err(error) = writeln!(std::io::stderr(), "error: {message}") {
+        tracing::trace!(%error, "stderr is closed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,179 @@
+//! `hoist logs`: what a machine's newest deployment said, and with `--follow` what it says.
+
+use hoist_certs::program::now;
+use hoist_protocol::{AgentName, Channel, LogLine, Status, Topic};
+
+use super::status::READERS;
+use super::{CommandError, unknown_machine};
+use crate::LogsArgs;
+use crate::console::{Console, log_line, print};
+use crate::drive::Interrupts;
+use crate::link::{Event, Filter, Link, Ticket, filters};
+use crate::outcome::Exit;
+use crate::report::SCHEMA;
+use crate::settings::{Caller, Flags, Settings, process_environment};
+use crate::snapshot::{self, Wanted};
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CommandError`]
+pub async fn run(args: &LogsArgs, flags: Flags) -> Result<Exit, CommandError> {
+    let caller = Settings::load(flags, &process_environment)?
+        .caller("read the logs of machines", &READERS)?;
+    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
+    tokio::select! {
+        done = show(args, &caller) => done,
+        () = interrupts.next() => Ok(Exit::Interrupted),
+    }
+}
+
+async fn show(args: &LogsArgs, caller: &Caller) -> Result<Exit, CommandError> {
+    let console = Console::new(false);
+    let mut link = Link::open(caller).await?;
+    let agents = std::slice::from_ref(&args.agent);
+    let channels = [Channel::Status, Channel::Presence, Channel::Log];
+    let filters = filters(&caller.fleet, agents, &channels);
+    let wanted = Wanted {
+        fleet: &caller.fleet,
+        agents,
+        channels: &channels,
+        filters: &filters,
+    };
+    let snapshot = snapshot::take(&mut link, &wanted).await?;
+    let Some(seen) = snapshot
+        .machine(&args.agent)
+        .filter(|seen| seen.has_reported())
+    else {
+        return Err(unknown_machine(&mut link, &caller.fleet, &args.agent).await);
+    };
+    if let Some((channel, error)) = &seen.unreadable {
+        console.warn(&format!("its {channel} cannot be read: {error}"));
+    }
+    match (&seen.status, args.json) {
+        (Some(status), true) if !args.follow => write(&document(status))?,
+        (Some(status), false) => {
+            console.note(&headline(status));
+            for line in &status.log_tail {
+                write(&format!(
+                    "{} |   {}\n",
+                    args.agent,
+                    line.as_str().replace('\n', " ")
+                ))?;
+            }
+        }
+        (None, false) => console.note(&format!("{} has not reported a deployment", args.agent)),
+        (None | Some(_), true) => {}
+    }
+    if !args.follow {
+        link.close().await;
+        return Ok(Exit::Ok);
+    }
+    let follower = Follower {
+        args,
+        console,
+        filters: &filters,
+        said: seen.status.as_ref().map(headline),
+        seen: seen
+            .status
+            .as_ref()
+            .and_then(|status| Some((status.id?, status.log_lines?))),
+    };
+    follower.follow(&mut link).await
+}
+
+struct Follower<'a> {
+    args: &'a LogsArgs,
+    console: Console,
+    filters: &'a [Filter],
+    /// What was said of the machine last.
+    said: Option<String>,
+    /// The deployment whose lines up to this number were shown already.
+    seen: Option<(hoist_protocol::DeploymentId, u64)>,
+}
+
+impl Follower<'_> {
+    /// Shows what comes, for ever.
+    async fn follow(mut self, link: &mut Link) -> Result<Exit, CommandError> {
+        loop {
+            match link.next().await? {
+                Event::Message { topic, payload, .. } => self.message(&topic, &payload)?,
+                Event::Disconnected(failure) => {
+                    self.console.note(&format!("{failure}; connecting again"));
+                }
+                Event::Connected => link.subscribe(Ticket::Everything, self.filters),
+                Event::Granted(..) | Event::Acknowledged(_) => {}
+            }
+        }
+    }
+
+    fn message(&mut self, topic: &Topic, payload: &[u8]) -> Result<(), CommandError> {
+        match topic.channel {
+            Channel::Log => match LogLine::from_json(payload) {
+                Ok(line) => self.line(&topic.machine.agent, &line),
+                Err(error) => {
+                    self.console
+                        .warn(&format!("a line cannot be read: {error}"));
+                    Ok(())
+                }
+            },
+            Channel::Status => {
+                // What cannot be read was said when it was found first, or is said by `hoist status`.
+                if let Ok(status) = Status::from_json(payload, &topic.machine) {
+                    let said = headline(&status);
+                    if self.said.as_ref() != Some(&said) {
+                        self.console.note(&said);
+                        self.said = Some(said);
+                    }
+                }
+                Ok(())
+            }
+            Channel::Deploy | Channel::Presence | Channel::History | Channel::Echo => Ok(()),
+        }
+    }
+
+    fn line(&self, agent: &AgentName, line: &LogLine) -> Result<(), CommandError> {
+        if self
+            .seen
+            .is_some_and(|(id, until)| id == line.id && line.line <= until)
+        {
+            return Ok(());
+        }
+        if self.args.json {
+            let json = serde_json::to_string(line).expect("plain data always has a JSON form");
+            return write(&format!("{json}\n"));
+        }
+        write(&format!("{}\n", log_line(agent, line)))
+    }
+}
+
+/// The machine, its deployment and how that stands, in one line.
+fn headline(status: &Status) -> String {
+    let Some(id) = status.id else {
+        return format!("{} has not been deployed to yet", status.agent);
+    };
+    let lines = match (status.log_lines, status.log_tail.len() as u64) {
+        (Some(all), tail) if all > tail => format!("; the last {tail} of {all} lines of its log"),
+        (Some(all), _) => format!("; {all} lines of log"),
+        (None, _) => String::new(),
+    };
+    let state = status.state.as_str().replace('_', " ");
+    format!("{}: deployment {id} {state}{lines}", status.agent)
+}
+
+fn document(status: &Status) -> String {
+    let document = serde_json::json!({
+        "schema": SCHEMA,
+        "agent": status.agent,
+        "id": status.id,
+        "state": status.state,
+        "read_at": now().to_string(),
+        "log_lines": status.log_lines,
+        "log_tail": status.log_tail,
+    });
+    serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
+}
+
+fn write(text: &str) -> Result<(), CommandError> {
+    print(text).map_err(CommandError::Output)
+}

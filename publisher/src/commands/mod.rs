@@ -1,0 +1,125 @@
+//! The commands, one file each, and what they share.
+
+pub mod deploy;
+pub mod logs;
+mod provenance;
+pub mod rollback;
+mod send;
+pub mod status;
+
+use hoist_protocol::{AgentName, Channel, FleetName, nearest};
+
+use crate::link::{Link, LinkError, filters};
+use crate::outcome::Exit;
+use crate::plan::PlanError;
+use crate::settings::SettingsError;
+use crate::snapshot::{self, Snapshot, SnapshotError, Wanted};
+use crate::spec::{SpecError, UnknownAgent, did_you_mean};
+
+/// Why a command ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// A setting is missing or not valid.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The spec cannot be used.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A machine was chosen that is not in the spec.
+    #[error(transparent)]
+    NotInSpec(#[from] UnknownAgent),
+    /// What the flags ask for makes no deployment.
+    #[error("what the flags ask for cannot be deployed")]
+    Plan(#[source] PlanError),
+    /// A text about where the deployment comes from is not valid.
+    #[error("the value of {0} is not valid")]
+    Provenance(&'static str, #[source] hoist_protocol::TextError),
+    /// A deployment id is none.
+    #[error(
+        "the value of --to is neither an id nor the last 8 digits of one in the machine's history"
+    )]
+    To(#[source] hoist_protocol::DeploymentIdError),
+    /// There is no connection.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// What is retained cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// Nothing is known about a machine.
+    #[error(
+        "the broker knows nothing of a machine `{name}` in the fleet `{fleet}`{}",
+        did_you_mean(.nearest.as_deref())
+    )]
+    UnknownMachine {
+        /// Its name.
+        name: AgentName,
+        /// The fleet.
+        fleet: FleetName,
+        /// The machine whose name it resembles.
+        nearest: Option<String>,
+    },
+    /// There is nothing to go back to.
+    #[error(
+        "`{0}` has reported no deployment that it runs, so there is nothing to go back to; name one with --to"
+    )]
+    NothingBefore(AgentName),
+    /// The results cannot be written.
+    #[error("cannot write to stdout")]
+    Output(#[source] std::io::Error),
+    /// The system refuses what every program needs.
+    #[error("cannot start")]
+    Runtime(#[source] std::io::Error),
+}
+
+impl CommandError {
+    /// What the program exits with.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Settings(_)
+            | Self::Spec(_)
+            | Self::NotInSpec(_)
+            | Self::Plan(_)
+            | Self::Provenance(..)
+            | Self::To(_) => Exit::Usage,
+            Self::Link(_)
+            | Self::Snapshot(_)
+            | Self::UnknownMachine { .. }
+            | Self::NothingBefore(_)
+            | Self::Output(_)
+            | Self::Runtime(_) => Exit::Error,
+        }
+    }
+}
+
+/// Takes a snapshot of `channels` of the machines `agents`, or of all machines when none is named.
+async fn look(
+    link: &mut Link,
+    fleet: &FleetName,
+    agents: &[AgentName],
+    channels: &[Channel],
+) -> Result<Snapshot, SnapshotError> {
+    let filters = filters(fleet, agents, channels);
+    let wanted = Wanted {
+        fleet,
+        agents,
+        channels,
+        filters: &filters,
+    };
+    snapshot::take(link, &wanted).await
+}
+
+/// The error for a machine that nothing is retained about, with the nearest name in the fleet.
+async fn unknown_machine(link: &mut Link, fleet: &FleetName, name: &AgentName) -> CommandError {
+    let channels = [Channel::Status, Channel::Presence];
+    let all = match look(link, fleet, &[], &channels).await {
+        Ok(all) => all,
+        Err(error) => return error.into(),
+    };
+    let known = all.machines().keys().map(AgentName::as_str);
+    CommandError::UnknownMachine {
+        nearest: nearest(name.as_str(), known).map(str::to_owned),
+        name: name.clone(),
+        fleet: fleet.clone(),
+    }
+}

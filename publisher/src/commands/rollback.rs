@@ -1,0 +1,221 @@
+//! `hoist rollback`: back to what a machine ran before, named by the id of a deployment.
+//!
+//! The machine looks the id up in its own ledger of what it once verified and ran. No path is signed here:
+//! those that are shown come from the machine's reports, which nobody has signed.
+
+use hoist_certs::Role;
+use hoist_protocol::{AgentName, DeploymentId, History, RollbackTo, StorePath};
+
+use super::CommandError;
+use super::send::{Sending, Task};
+use crate::RollbackArgs;
+use crate::outcome::Exit;
+use crate::settings::{Flags, Settings, process_environment};
+use crate::snapshot::Seen;
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CommandError`]; then nothing was published.
+pub async fn run(args: &RollbackArgs, flags: Flags) -> Result<Exit, CommandError> {
+    let settings = Settings::load(flags, &process_environment)?;
+    let caller = settings.caller("roll a machine back", &[Role::Publisher])?;
+    let keys = settings.keys(&args.signing)?;
+    let sending = Sending::new("rollback", &args.deployment, &args.follow, caller, keys)?;
+    let task = Task::Rollback {
+        agent: args.agent.clone(),
+        to: args.to.clone(),
+    };
+    sending.run(task).await
+}
+
+/// What a machine is sent back to, and how that is said.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Choice {
+    pub(super) to: RollbackTo,
+    pub(super) said: String,
+}
+
+/// A deployment that ended well: the machine ran it, or still does.
+struct Good<'a> {
+    id: DeploymentId,
+    path: Option<&'a StorePath>,
+}
+
+impl Good<'_> {
+    fn said(&self) -> String {
+        let path = self.path.map_or_else(String::new, |path| {
+            format!(" ({})", super::status::short_path(path))
+        });
+        format!("deployment {}{path}", self.id)
+    }
+}
+
+/// Chooses from what the machine reports, or takes the id that was given.
+pub(super) fn choose(
+    agent: &AgentName,
+    seen: &Seen,
+    given: Option<&str>,
+) -> Result<Choice, CommandError> {
+    if let Some(given) = given {
+        let id = find(seen.history.as_ref(), given)?;
+        return Ok(Choice {
+            to: RollbackTo::Deployment(id),
+            said: format!("{agent}: back to deployment {id}"),
+        });
+    }
+    let good = good(seen);
+    let Some(runs) = good.first() else {
+        return Err(CommandError::NothingBefore(agent.clone()));
+    };
+    // A repeat of what runs is no way back.
+    let before = good[1..]
+        .iter()
+        .find(|other| runs.path.is_none() || other.path != runs.path);
+    Ok(match before {
+        Some(before) => Choice {
+            to: RollbackTo::Deployment(before.id),
+            said: format!(
+                "{agent}: back to {}, which ran before {}",
+                before.said(),
+                runs.said()
+            ),
+        },
+        None => Choice {
+            to: RollbackTo::Before(runs.id),
+            said: format!("{agent}: back to what ran before {}", runs.said()),
+        },
+    })
+}
+
+/// What ended well, newest first. The status may be ahead of the history.
+fn good(seen: &Seen) -> Vec<Good<'_>> {
+    let entries = seen.history.iter().flat_map(|history| &history.entries);
+    let mut good: Vec<Good<'_>> = entries
+        .filter(|entry| entry.state.is_good())
+        .map(|entry| Good {
+            id: entry.id,
+            path: entry.path.as_ref(),
+        })
+        .collect();
+    if let Some(status) = seen.status.as_ref().filter(|status| status.state.is_good())
+        && let Some(id) = status.id
+        && good.iter().all(|known| known.id != id)
+    {
+        let path = status.path.as_ref().or(status.current_path.as_ref());
+        good.insert(0, Good { id, path });
+    }
+    good
+}
+
+fn find(history: Option<&History>, given: &str) -> Result<DeploymentId, CommandError> {
+    let given = given.trim().to_lowercase();
+    let entries = history.iter().flat_map(|history| &history.entries);
+    let mut matching = entries
+        .map(|entry| entry.id)
+        .filter(|id| id.short() == given);
+    match (matching.next(), matching.next()) {
+        (Some(id), None) => Ok(id),
+        _ => given.parse().map_err(CommandError::To),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hoist_protocol::{HistoryEntry, State, Text, Timestamp};
+
+    use super::*;
+    use crate::testing::{id, machine, order, status};
+
+    fn path(name: &str) -> StorePath {
+        StorePath::new(format!(
+            "/nix/store/0c5b8w3k3fxjhk5hd1zkjb1m5vq0l2ga-{name}"
+        ))
+        .unwrap()
+    }
+
+    /// Newest first: the id, how it ended, and what it brought.
+    fn seen(entries: &[(u128, State, &str)]) -> Seen {
+        let machine = machine("web-1");
+        let entries = entries
+            .iter()
+            .map(|(n, state, name)| HistoryEntry {
+                id: id(*n),
+                epoch: 0,
+                sequence: 1,
+                state: *state,
+                reason: None,
+                message: Text::default(),
+                path: Some(path(name)),
+                previous_path: None,
+                started_at: Timestamp::default(),
+                ended_at: Timestamp::default(),
+                closure_size: None,
+            })
+            .collect();
+        Seen {
+            history: Some(History {
+                agent: machine.agent,
+                fleet: machine.fleet,
+                entries,
+            }),
+            ..Seen::default()
+        }
+    }
+
+    fn chosen(seen: &Seen) -> Option<RollbackTo> {
+        choose(&machine("web-1").agent, seen, None)
+            .ok()
+            .map(|choice| choice.to)
+    }
+
+    #[test]
+    fn it_goes_back_to_what_ran_before_what_runs() {
+        let seen = seen(&[
+            (3, State::RolledBack, "c"),
+            (2, State::Succeeded, "b"),
+            (1, State::Succeeded, "a"),
+        ]);
+        assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(1))));
+    }
+
+    #[test]
+    fn a_repeat_of_what_runs_is_no_way_back() {
+        let seen = seen(&[
+            (3, State::Unchanged, "b"),
+            (2, State::Succeeded, "b"),
+            (1, State::Succeeded, "a"),
+        ]);
+        assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(1))));
+    }
+
+    #[test]
+    fn the_first_deployment_goes_back_to_what_was_there_before_it() {
+        let seen = seen(&[(1, State::Succeeded, "a")]);
+        assert_eq!(chosen(&seen), Some(RollbackTo::Before(id(1))));
+    }
+
+    #[test]
+    fn the_status_may_be_ahead_of_the_history() {
+        let mut seen = seen(&[(1, State::Succeeded, "a")]);
+        let mut report = status(order(2), State::Succeeded);
+        report.path = Some(path("b"));
+        seen.status = Some(report);
+        assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(1))));
+    }
+
+    #[test]
+    fn where_nothing_ever_ran_there_is_nothing_to_go_back_to() {
+        assert_eq!(chosen(&seen(&[(1, State::Failed, "a")])), None);
+        assert_eq!(chosen(&Seen::default()), None);
+    }
+
+    #[test]
+    fn an_id_may_be_given_by_its_last_digits() {
+        let seen = seen(&[(7, State::Succeeded, "a")]);
+        let find = |given: &str| find(seen.history.as_ref(), given).ok();
+        assert_eq!(find(&id(7).short()), Some(id(7)));
+        assert_eq!(find(&id(9).to_string()), Some(id(9)));
+        assert_eq!(find("0000000"), None);
+    }
+}

@@ -1,0 +1,425 @@
+//! What `deploy` and `rollback` share: connect, look, sign, publish, follow, report.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use hoist_certs::program::now;
+use hoist_protocol::{
+    AgentName, Channel, DeploymentId, FORMAT, Goal, KnownOrders, Machine, Provenance, StorePath,
+    Target, limits,
+};
+use uuid::Uuid;
+
+use super::{CommandError, rollback, unknown_machine};
+use crate::console::{Console, print};
+use crate::drive::{Driver, Interrupts, Stop};
+use crate::follow::{Run, Wait};
+use crate::link::{Link, filters};
+use crate::outcome::{Exit, Outcome};
+use crate::plan::{Orders, Signed};
+use crate::report::{MachineReport, Report};
+use crate::settings::{Caller, Keys, process_environment};
+use crate::snapshot::{self, Seen, Snapshot, Wanted};
+use crate::{DeploymentArgs, FollowArgs, WaitFor};
+
+/// Most machines that are named in the advice how to go on watching.
+const NAMED: usize = 8;
+
+/// What is to be sent.
+pub(super) enum Task {
+    /// These targets to these machines.
+    Targets(BTreeMap<AgentName, Target>),
+    /// This machine back, to this deployment when one is given.
+    Rollback {
+        agent: AgentName,
+        to: Option<String>,
+    },
+}
+
+/// Everything that is known before the connection.
+pub(super) struct Sending<'a> {
+    command: &'static str,
+    deployment: &'a DeploymentArgs,
+    follow: &'a FollowArgs,
+    caller: Caller,
+    keys: Keys,
+    provenance: Provenance,
+}
+
+/// What was made for the machines.
+struct Made {
+    signed: Vec<Signed>,
+    unsigned: Vec<MachineReport>,
+    paths: BTreeMap<AgentName, StorePath>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Sending<'a> {
+    pub(super) fn new(
+        command: &'static str,
+        deployment: &'a DeploymentArgs,
+        follow: &'a FollowArgs,
+        caller: Caller,
+        keys: Keys,
+    ) -> Result<Self, CommandError> {
+        Ok(Self {
+            command,
+            deployment,
+            follow,
+            caller,
+            keys,
+            provenance: super::provenance::gather(deployment, &process_environment)?,
+        })
+    }
+
+    /// Does it. An error means that nothing was published.
+    pub(super) async fn run(self, mut task: Task) -> Result<Exit, CommandError> {
+        if let Task::Targets(targets) = &mut task {
+            for target in targets.values_mut() {
+                self.set_timeouts(target);
+            }
+            self.try_to_sign(targets)?;
+        }
+        let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
+        let mut console = Console::new(self.follow.quiet);
+        let begin = Instant::now();
+        let prepared = tokio::select! {
+            prepared = self.prepare(task, &console) => prepared?,
+            () = interrupts.next() => {
+                console.warn("interrupted; nothing was published");
+                return Ok(Exit::Interrupted);
+            }
+        };
+        let Prepared {
+            mut link,
+            made,
+            snapshot,
+        } = prepared;
+        for warning in &made.warnings {
+            console.warn(warning);
+        }
+        let wait = self.wait();
+        let agents: Vec<AgentName> = made
+            .signed
+            .iter()
+            .map(|signed| signed.machine.agent.clone())
+            .collect();
+        let all_filters = filters(&self.caller.fleet, &agents, self.channels());
+        let mut run = Run::new(made.signed, self.keys.trusted.clone(), wait);
+        let run_began = Instant::now();
+        for agent in &agents {
+            if let Some(seen) = snapshot.machine(agent) {
+                run.knows(agent, seen);
+            }
+        }
+        let mut driver = Driver {
+            link: &mut link,
+            console: &mut console,
+            fleet: &self.caller.fleet,
+            filters: &all_filters,
+            timeout: self.follow.timeout,
+            lines_shown: std::collections::HashMap::new(),
+        };
+        let stop = driver.drive(&mut run, run_began, &mut interrupts).await;
+        let lines_shown = driver.lines_shown;
+        console.finish();
+        link.close().await;
+        let mut machines: Vec<MachineReport> = run
+            .ends(run_began.elapsed(), now())
+            .map(|(signed, end, said)| {
+                let path = made.paths.get(&signed.machine.agent).cloned();
+                MachineReport::new(signed, end, said, path)
+            })
+            .collect();
+        machines.extend(made.unsigned);
+        let fleet = self.caller.fleet.clone();
+        let report = Report::new(
+            self.command,
+            fleet,
+            machines,
+            made.warnings,
+            begin.elapsed(),
+        );
+        let shown = |agent: &AgentName| lines_shown.get(agent).copied().unwrap_or(0);
+        self.finish(&console, report, &stop, &shown, run.published())
+    }
+
+    fn wait(&self) -> Option<Wait> {
+        match self.follow.wait {
+            _ if self.follow.is_async => None,
+            WaitFor::None => None,
+            WaitFor::Online => Some(Wait::Online),
+            WaitFor::All => Some(Wait::All),
+        }
+    }
+
+    fn channels(&self) -> &'static [Channel] {
+        use Channel::{Deploy, History, Log, Presence, Status};
+        match self.wait() {
+            None => &[Deploy, Status, Presence],
+            Some(_) if self.follow.quiet => &[Deploy, Status, Presence, History],
+            Some(_) => &[Deploy, Status, Presence, History, Log],
+        }
+    }
+
+    fn set_timeouts(&self, target: &mut Target) {
+        let ms =
+            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let DeploymentArgs {
+            activation_timeout,
+            confirm_timeout,
+            ..
+        } = self.deployment;
+        target.activation_timeout_ms =
+            activation_timeout.map_or(limits::DEFAULT_ACTIVATION_TIMEOUT_MS, ms);
+        target.confirm_timeout_ms = confirm_timeout.map_or(limits::DEFAULT_CONFIRM_TIMEOUT_MS, ms);
+    }
+
+    fn orders(&self) -> Orders<'_> {
+        Orders {
+            keys: &self.keys.signing,
+            provenance: &self.provenance,
+            valid_for: self.deployment.expires,
+            raise_epoch: self.deployment.raise_epoch,
+            now: now(),
+        }
+    }
+
+    /// Whatever is wrong with what was asked for shows before there is a connection.
+    fn try_to_sign(&self, targets: &BTreeMap<AgentName, Target>) -> Result<(), CommandError> {
+        let orders = self.orders();
+        for (agent, target) in targets {
+            let machine = Machine::new(self.caller.fleet.clone(), agent.clone());
+            orders
+                .sign(machine, target.clone(), KnownOrders::default(), new_id())
+                .map_err(CommandError::Plan)?;
+        }
+        Ok(())
+    }
+
+    /// Connects, looks at the machines, and signs.
+    async fn prepare(&self, task: Task, console: &Console) -> Result<Prepared, CommandError> {
+        let mut link = Link::open(&self.caller).await?;
+        let agents: Vec<AgentName> = match &task {
+            Task::Targets(targets) => targets.keys().cloned().collect(),
+            Task::Rollback { agent, .. } => vec![agent.clone()],
+        };
+        use Channel::{Deploy, History, Presence, Status};
+        let wanted = Wanted {
+            fleet: &self.caller.fleet,
+            agents: &agents,
+            // A machine without a history is nothing to wait for, unless one is chosen from it.
+            channels: match task {
+                Task::Targets(_) => &[Deploy, Status, Presence],
+                Task::Rollback { .. } => &[Deploy, Status, Presence, History],
+            },
+            filters: &filters(
+                &self.caller.fleet,
+                &agents,
+                match task {
+                    Task::Targets(_) => self.channels(),
+                    Task::Rollback { .. } => &[Deploy, Status, Presence, History, Channel::Log],
+                },
+            ),
+        };
+        let snapshot = snapshot::take(&mut link, &wanted).await?;
+        let targets = match task {
+            Task::Targets(targets) => targets,
+            Task::Rollback { agent, to } => {
+                let Some(seen) = snapshot.machine(&agent) else {
+                    return Err(unknown_machine(&mut link, &self.caller.fleet, &agent).await);
+                };
+                let choice = rollback::choose(&agent, seen, to.as_deref())?;
+                console.note(&choice.said);
+                let mut target = Target::new(Goal::Rollback(choice.to));
+                self.set_timeouts(&mut target);
+                let targets = BTreeMap::from([(agent, target)]);
+                self.try_to_sign(&targets)?;
+                targets
+            }
+        };
+        let made = self.make(targets, &snapshot);
+        Ok(Prepared {
+            link,
+            made,
+            snapshot,
+        })
+    }
+
+    fn make(&self, targets: BTreeMap<AgentName, Target>, snapshot: &Snapshot) -> Made {
+        let orders = self.orders();
+        let mut made = Made {
+            signed: Vec::new(),
+            unsigned: Vec::new(),
+            paths: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
+        let nothing = Seen::default();
+        for (agent, target) in targets {
+            let machine = Machine::new(self.caller.fleet.clone(), agent.clone());
+            let seen = snapshot.machine(&agent).unwrap_or(&nothing);
+            let (known, unknown) = seen.orders(&machine, &self.keys.trusted);
+            made.warnings.extend(self.warnings(&agent, seen));
+            if let Some(error) = unknown {
+                made.warnings.push(format!(
+                    "{agent}: the deployment that lies on its topic is not taken into account: {error}; another \
+                     publisher's public key belongs into --trusted-key or `trusted_keys`"
+                ));
+            }
+            if let Goal::Closure(path) = &target.goal {
+                made.paths.insert(agent.clone(), path.clone());
+            }
+            match orders.sign(machine, target, known, new_id()) {
+                Ok(signed) => made.signed.push(signed),
+                Err(error) => {
+                    let path = made.paths.get(&agent).cloned();
+                    let message = hoist_certs::program::report(&error.into());
+                    made.warnings.push(format!("{agent}: {message}"));
+                    made.unsigned
+                        .push(MachineReport::unsigned(agent, &message, path));
+                }
+            }
+        }
+        made
+    }
+
+    /// What may keep the machine from carrying it out, by its own word.
+    fn warnings(&self, agent: &AgentName, seen: &Seen) -> Vec<String> {
+        if !seen.has_reported() {
+            return vec![format!(
+                "{agent} has never reported; its deployment waits for it. Is the name right?"
+            )];
+        }
+        let mut warnings = Vec::new();
+        if let Some((channel, error)) = &seen.unreadable {
+            warnings.push(format!(
+                "{agent}: what it says on its {channel} topic cannot be read ({error}); a newer version of Hoist \
+                 may have written it"
+            ));
+        }
+        let Some(status) = &seen.status else {
+            return warnings;
+        };
+        if !status.formats.contains(&FORMAT) {
+            warnings.push(format!(
+                "{agent} does not say that it reads format {FORMAT}, which this version of hoist writes"
+            ));
+        }
+        let signs = |name| self.keys.signing.iter().any(|key| key.name() == name);
+        if !status.trusted_keys.is_empty() && !status.trusted_keys.iter().any(signs) {
+            let names: Vec<&str> = status.trusted_keys.iter().map(AsRef::as_ref).collect();
+            warnings.push(format!(
+                "{agent} trusts the keys {} and none that signs here; it will refuse the deployment",
+                names.join(", ")
+            ));
+        }
+        warnings
+    }
+
+    fn finish(
+        &self,
+        console: &Console,
+        mut report: Report,
+        stop: &Stop,
+        lines_shown: &dyn Fn(&AgentName) -> u64,
+        published: (usize, usize),
+    ) -> Result<Exit, CommandError> {
+        let exit = match stop {
+            Stop::Over | Stop::TimeUp => {
+                Exit::of(&report.outcomes(), self.wait() == Some(Wait::All))
+            }
+            Stop::Interrupted => Exit::Interrupted,
+            Stop::Lost(_) => Exit::Error,
+        };
+        report.exit_code = exit.code();
+        report.interrupted = matches!(stop, Stop::Interrupted);
+        show_tails(console, &report, lines_shown);
+        if self.follow.json {
+            print(&report.to_json()).map_err(CommandError::Output)?;
+        } else {
+            print(&report.table()).map_err(CommandError::Output)?;
+        }
+        match stop {
+            Stop::Over => {}
+            Stop::TimeUp => console.note(&format!(
+                "the time was up after {}; {}",
+                crate::duration::show(self.follow.timeout),
+                how_to_watch(&report)
+            )),
+            Stop::Interrupted => {
+                let (done, of) = published;
+                if done < of {
+                    console.warn(&format!(
+                        "interrupted after {done} of {of} deployments had been published and read back"
+                    ));
+                }
+                console.note(&format!(
+                    "interrupted: the machines are left alone and go on by themselves; {}",
+                    how_to_watch(&report)
+                ));
+            }
+            Stop::Lost(error) => {
+                let error = std::error::Error::source(error)
+                    .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+                console.warn(&format!("{error}; {}", how_to_watch(&report)));
+            }
+        }
+        let took = std::time::Duration::from_secs_f64(report.seconds);
+        console.note(&format!(
+            "{} in {}",
+            report.summary(),
+            crate::duration::show(took)
+        ));
+        Ok(exit)
+    }
+}
+
+/// What [`Sending::prepare`] leaves.
+struct Prepared {
+    link: Link,
+    made: Made,
+    snapshot: Snapshot,
+}
+
+/// The end of the log of what did not go well, unless it has been seen as it came.
+fn show_tails(console: &Console, report: &Report, lines_shown: &dyn Fn(&AgentName) -> u64) {
+    for machine in &report.machines {
+        let told = matches!(
+            machine.outcome,
+            Outcome::Failed | Outcome::RolledBack | Outcome::RollbackFailed | Outcome::Conflict
+        );
+        let all = machine.log_lines.unwrap_or(0);
+        if !told || lines_shown(&machine.agent) >= all {
+            continue;
+        }
+        let agent = &machine.agent;
+        console.note(&format!(
+            "{agent} | the last {} of {all} lines of its log:",
+            machine.log_tail.len()
+        ));
+        for line in &machine.log_tail {
+            console.note(&format!("{agent} |   {}", line.as_str().replace('\n', " ")));
+        }
+    }
+}
+
+fn how_to_watch(report: &Report) -> String {
+    let open: Vec<&str> = report
+        .machines
+        .iter()
+        .filter(|machine| matches!(machine.outcome, Outcome::TimedOut | Outcome::Offline))
+        .map(|machine| machine.agent.as_str())
+        .collect();
+    if open.is_empty() || open.len() > NAMED {
+        return "`hoist status` shows how they do".to_owned();
+    }
+    format!(
+        "`hoist status {}` shows how they do, `hoist logs {} --follow` what they say",
+        open.join(" "),
+        open[0]
+    )
+}
+
+fn new_id() -> DeploymentId {
+    DeploymentId::new(Uuid::now_v7())
+}

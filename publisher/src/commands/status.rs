@@ -1,0 +1,233 @@
+//! `hoist status`: where machines stand, by their own word.
+
+use std::time::Duration;
+
+use hoist_certs::Role;
+use hoist_certs::program::now;
+use hoist_protocol::{
+    AgentName, Channel, DeploymentId, FleetName, Presence, State, StorePath, Timestamp,
+};
+
+use super::{CommandError, look, unknown_machine};
+use crate::StatusArgs;
+use crate::console::table::{Tone, render};
+use crate::console::{one_line, print};
+use crate::drive::Interrupts;
+use crate::duration;
+use crate::link::Link;
+use crate::outcome::Exit;
+use crate::report::SCHEMA;
+use crate::settings::{Caller, Flags, Settings, process_environment};
+use crate::snapshot::{Seen, Snapshot};
+
+/// A machine that is online says something every five minutes; after three times that its word is old.
+const STALE: Duration = Duration::from_secs(15 * 60);
+
+/// Roles that may look.
+pub(super) const READERS: [Role; 3] = [Role::Monitor, Role::Publisher, Role::Admin];
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CommandError`]
+pub async fn run(args: &StatusArgs, flags: Flags) -> Result<Exit, CommandError> {
+    let caller = Settings::load(flags, &process_environment)?
+        .caller("read the state of machines", &READERS)?;
+    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
+    let snapshot = tokio::select! {
+        snapshot = gather(&caller, &args.agents) => snapshot?,
+        () = interrupts.next() => return Ok(Exit::Interrupted),
+    };
+    let text = if args.json {
+        json(&caller.fleet, &snapshot)
+    } else if snapshot.machines().is_empty() {
+        format!(
+            "no machine of the fleet `{}` has reported yet\n",
+            caller.fleet
+        )
+    } else {
+        table(&snapshot, now())
+    };
+    print(&text).map_err(CommandError::Output)?;
+    Ok(Exit::Ok)
+}
+
+async fn gather(caller: &Caller, agents: &[AgentName]) -> Result<Snapshot, CommandError> {
+    let mut link = Link::open(caller).await?;
+    let channels = [Channel::Status, Channel::Presence];
+    let mut snapshot = look(&mut link, &caller.fleet, agents, &channels).await?;
+    for agent in agents {
+        if !snapshot.machine(agent).is_some_and(Seen::has_reported) {
+            return Err(unknown_machine(&mut link, &caller.fleet, agent).await);
+        }
+    }
+    if !agents.is_empty() {
+        snapshot.keep(|agent| agents.contains(agent));
+    }
+    link.close().await;
+    Ok(snapshot)
+}
+
+fn table(snapshot: &Snapshot, now: Timestamp) -> String {
+    let rows = snapshot
+        .machines()
+        .iter()
+        .map(|(agent, seen)| row(agent, seen, now))
+        .collect();
+    render(
+        &[
+            "MACHINE",
+            "STATE",
+            "RUNS",
+            "UPDATED",
+            "ONLINE",
+            "DEPLOYMENT",
+            "MESSAGE",
+        ],
+        rows,
+    )
+}
+
+fn row(agent: &AgentName, seen: &Seen, now: Timestamp) -> Vec<(String, Tone)> {
+    let plain = |text: String| (text, Tone::Plain);
+    let online = match seen.presence {
+        Some(Presence::Online) => ("online".to_owned(), Tone::Good),
+        Some(Presence::Offline) => ("offline".to_owned(), Tone::Mild),
+        None => ("-".to_owned(), Tone::Plain),
+    };
+    let Some(status) = &seen.status else {
+        let message = match &seen.unreadable {
+            Some((channel, error)) => format!("its {channel} cannot be read: {error}"),
+            None => "it has not reported its state yet".to_owned(),
+        };
+        let none = || plain("-".to_owned());
+        return vec![
+            plain(agent.to_string()),
+            none(),
+            none(),
+            none(),
+            online,
+            none(),
+            plain(message),
+        ];
+    };
+    let words = status.state.as_str().replace('_', " ");
+    let state = match status.progress {
+        Some(percent) if !status.state.is_final() => format!("{words} {percent} %"),
+        _ => words,
+    };
+    let tone = match status.state {
+        State::Idle => Tone::Plain,
+        state if state.is_good() => Tone::Good,
+        State::Superseded | State::Expired => Tone::Mild,
+        state if state.is_final() => Tone::Bad,
+        _ => Tone::Mild,
+    };
+    let mut message = one_line(status.message.as_str());
+    if let Some(reason) = status.reason {
+        message = format!("[{reason}] {message}");
+    }
+    vec![
+        plain(agent.to_string()),
+        (state, tone),
+        plain(
+            status
+                .current_path
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), short_path),
+        ),
+        age(status.ts, seen.presence, now),
+        online,
+        plain(
+            status
+                .id
+                .map_or_else(|| "-".to_owned(), DeploymentId::short),
+        ),
+        plain(message.trim_end().to_owned()),
+    ]
+}
+
+/// How old the machine's word is. That of one that is offline is old for a known reason.
+fn age(at: Timestamp, presence: Option<Presence>, now: Timestamp) -> (String, Tone) {
+    let age = now.since(at);
+    // Sub-second ages are only noise.
+    let text = match age.as_secs() {
+        0 => "now".to_owned(),
+        _ => format!("{} ago", duration::show(age)),
+    };
+    if age >= STALE && presence != Some(Presence::Offline) {
+        (format!("{text} (stale)"), Tone::Bad)
+    } else {
+        (text, Tone::Plain)
+    }
+}
+
+/// A store path by the first digits of its hash and its name.
+pub(super) fn short_path(path: &StorePath) -> String {
+    format!("{}-{}", &path.hash()[..7], path.name())
+}
+
+fn json(fleet: &FleetName, snapshot: &Snapshot) -> String {
+    let machines: Vec<serde_json::Value> = snapshot
+        .machines()
+        .iter()
+        .map(|(agent, seen)| {
+            serde_json::json!({
+                "agent": agent,
+                "presence": seen.presence.map(Presence::as_str),
+                "status": seen.status,
+                "unreadable": seen.unreadable.as_ref().map(|(channel, error)| format!("{channel}: {error}")),
+            })
+        })
+        .collect();
+    let document = serde_json::json!({ "schema": SCHEMA, "fleet": fleet, "machines": machines });
+    serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{machine, order, status};
+
+    const NOW: Timestamp = Timestamp::from_ms(10_000_000);
+
+    fn snapshot(state: State, presence: &[u8]) -> Snapshot {
+        let machine = machine("web-1");
+        let mut snapshot = Snapshot::new(machine.fleet.clone());
+        let report = status(order(10_000_000 - 5_000), state);
+        let saw = |snapshot: &mut Snapshot, channel, payload: &[u8]| {
+            snapshot.saw(&machine.topic(channel), payload).unwrap();
+        };
+        saw(&mut snapshot, Channel::Status, &report.to_json());
+        saw(&mut snapshot, Channel::Presence, presence);
+        snapshot
+    }
+
+    #[test]
+    fn a_machine_is_a_line() {
+        let table = table(&snapshot(State::RolledBack, b"online"), NOW);
+        let line = table.lines().nth(1).unwrap();
+        for part in ["web-1", "rolled back", "5s ago", "online"] {
+            assert!(line.contains(part), "{line}");
+        }
+        assert!(!line.contains("stale"), "{line}");
+    }
+
+    #[test]
+    fn the_old_word_of_a_machine_that_should_speak_is_marked() {
+        let later = Timestamp::from_ms(NOW.as_ms() + 3_600_000);
+        let line = |presence: &[u8]| table(&snapshot(State::Succeeded, presence), later);
+        assert!(line(b"online").contains("1h ago (stale)"));
+        assert!(!line(b"offline").contains("stale"));
+    }
+
+    #[test]
+    fn the_json_holds_the_status_as_it_was_reported() {
+        let snapshot = snapshot(State::Succeeded, b"online");
+        let json: serde_json::Value =
+            serde_json::from_str(&json(&machine("web-1").fleet, &snapshot)).unwrap();
+        assert_eq!(json["schema"], 1);
+        assert_eq!(json["machines"][0]["presence"], "online");
+        assert_eq!(json["machines"][0]["status"]["state"], "succeeded");
+    }
+}

@@ -1,0 +1,202 @@
+//! Progress on a terminal: a line for each machine, as many as fit, and one for the rest.
+
+use std::time::Duration;
+
+use hoist_protocol::State;
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::describe::describe;
+use crate::follow::{Outlook, Phase};
+use crate::outcome::Outcome;
+
+/// Most machines that have a line of their own.
+const ROWS: usize = 20;
+
+/// How often a line moves while nothing is heard.
+const TICK: Duration = Duration::from_millis(120);
+
+/// Width of a bar, in characters.
+const WIDTH: usize = 24;
+
+/// The lines.
+pub(super) struct Bars {
+    all: MultiProgress,
+    rows: Vec<Row>,
+    rest: ProgressBar,
+    colours: bool,
+}
+
+struct Row {
+    bar: ProgressBar,
+    look: Option<Look>,
+}
+
+/// How a line looks; its text changes more often.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Look {
+    // In this order machines get one of the few lines.
+    Measured,
+    Working,
+    Bad,
+    Waiting,
+    Good,
+}
+
+impl Look {
+    fn of(phase: &Phase) -> Self {
+        match phase {
+            Phase::Reported(_, Some(_)) => Self::Measured,
+            Phase::Reported(State::RollingBack, None) => Self::Bad,
+            Phase::Reported(_, None) => Self::Working,
+            Phase::Publishing | Phase::Published | Phase::Away => Self::Waiting,
+            Phase::Ended(outcome) if outcome.is_good() => Self::Good,
+            Phase::Ended(Outcome::Offline) => Self::Waiting,
+            Phase::Ended(_) => Self::Bad,
+        }
+    }
+
+    fn style(self, colours: bool) -> ProgressStyle {
+        let colour = match (colours, self) {
+            (false, _) => "",
+            (_, Self::Measured | Self::Working) => ".cyan",
+            (_, Self::Waiting) => ".dim",
+            (_, Self::Good) => ".green",
+            (_, Self::Bad) => ".red",
+        };
+        let message = if colour.is_empty() {
+            "{wide_msg}".to_owned()
+        } else {
+            format!("{{wide_msg:{colour}}}")
+        };
+        let template = match self {
+            Self::Measured => {
+                format!("{{spinner}} {{prefix}} [{{bar:{WIDTH}{colour}}}] {{wide_msg}}")
+            }
+            Self::Good => format!("✔ {{prefix}} {message}"),
+            Self::Bad => format!("✘ {{prefix}} {message}"),
+            Self::Working | Self::Waiting => format!("{{spinner}} {{prefix}} {message}"),
+        };
+        ProgressStyle::with_template(&template)
+            .expect("the templates above are well formed; a test makes all of them")
+            .progress_chars("=> ")
+    }
+}
+
+impl Bars {
+    pub(super) fn new(colours: bool) -> Self {
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let rest = all.add(ProgressBar::new_spinner());
+        rest.set_style(
+            ProgressStyle::with_template("{wide_msg}").expect("the template is well formed"),
+        );
+        Self {
+            all,
+            rows: Vec::new(),
+            rest,
+            colours,
+        }
+    }
+
+    /// Prints a line above the progress.
+    pub(super) fn above(&self, text: &str) {
+        if let Err(error) = self.all.println(text) {
+            tracing::trace!(%error, "stderr is closed");
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        for row in &self.rows {
+            row.bar.finish_and_clear();
+        }
+        self.rest.finish_and_clear();
+        self.rows.clear();
+        if let Err(error) = self.all.clear() {
+            tracing::trace!(%error, "stderr is closed");
+        }
+    }
+
+    pub(super) fn show<'a>(
+        &mut self,
+        published: (usize, usize),
+        machines: impl Iterator<Item = Outlook<'a>>,
+    ) {
+        let mut machines: Vec<(Look, Outlook<'a>)> = machines
+            .map(|outlook| (Look::of(&outlook.phase), outlook))
+            .collect();
+        self.rest.set_message(summary(published, &machines));
+        if machines.len() > ROWS {
+            machines.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.agent.cmp(y.agent)));
+            machines.truncate(ROWS);
+        }
+        let width = machines
+            .iter()
+            .map(|(_, outlook)| outlook.agent.as_str().len())
+            .max()
+            .unwrap_or(0);
+        for (number, (look, outlook)) in machines.iter().enumerate() {
+            if number >= self.rows.len() {
+                let bar = self.all.insert_before(&self.rest, ProgressBar::new(100));
+                bar.enable_steady_tick(TICK);
+                self.rows.push(Row { bar, look: None });
+            }
+            let row = &mut self.rows[number];
+            if row.look != Some(*look) {
+                row.bar.set_style(look.style(self.colours));
+                row.look = Some(*look);
+            }
+            if let Phase::Reported(_, Some(percent)) = outlook.phase {
+                row.bar.set_position(percent.into());
+            }
+            row.bar.set_prefix(format!("{:<width$}", outlook.agent));
+            row.bar.set_message(describe(outlook));
+        }
+    }
+}
+
+fn summary((done, of): (usize, usize), machines: &[(Look, Outlook<'_>)]) -> String {
+    let count = |wanted: &[Look]| {
+        let of_these = machines.iter().filter(|(look, _)| wanted.contains(look));
+        of_these.count()
+    };
+    let hidden = machines.len().saturating_sub(ROWS);
+    let hidden = if hidden > 0 {
+        format!(" ({hidden} not shown)")
+    } else {
+        String::new()
+    };
+    if done < of {
+        return format!("publishing {done}/{of}{hidden}");
+    }
+    format!(
+        "{} of {of} done, {} under way, {} waiting, {} not well{hidden}",
+        count(&[Look::Good]),
+        count(&[Look::Measured, Look::Working]),
+        count(&[Look::Waiting]),
+        count(&[Look::Bad]),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_look_has_a_style() {
+        for look in [
+            Look::Measured,
+            Look::Working,
+            Look::Bad,
+            Look::Waiting,
+            Look::Good,
+        ] {
+            for colours in [true, false] {
+                // Fails by panic where a template is not well formed.
+                let style = look.style(colours);
+                let bar = ProgressBar::hidden();
+                bar.set_style(style);
+                bar.set_message("x");
+                assert_eq!(bar.message(), "x");
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Progress where there is no terminal: a line for each change, with the machine's name in front.
+
+use std::collections::HashMap;
+
+use hoist_protocol::AgentName;
+
+use super::describe::describe;
+use crate::follow::{Outlook, Phase};
+
+/// A machine's percentage is shown again when it has risen by so much.
+const STEP: u8 = 10;
+
+/// Remembers what was shown.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    shown: HashMap<AgentName, Shown>,
+    published: usize,
+}
+
+#[derive(Debug, Eq, PartialEq)]
+struct Shown {
+    phase: Phase,
+    message: String,
+}
+
+impl Lines {
+    /// The lines that are new since the last call.
+    pub(super) fn changes<'a>(
+        &mut self,
+        published: (usize, usize),
+        machines: impl Iterator<Item = Outlook<'a>>,
+    ) -> Vec<String> {
+        let mut lines = Vec::new();
+        let (done, of) = published;
+        // About ten lines, however many machines there are.
+        let step = of.div_ceil(10).max(1);
+        if done > self.published && (done == of || done >= self.published + step) {
+            self.published = done;
+            lines.push(format!("published {done}/{of}"));
+        }
+        for outlook in machines {
+            // That all are being published is said once for all.
+            if outlook.phase == Phase::Publishing {
+                continue;
+            }
+            let now = Shown {
+                phase: stepped(&outlook.phase),
+                message: outlook.message.clone(),
+            };
+            if self.shown.get(outlook.agent) == Some(&now) {
+                continue;
+            }
+            lines.push(format!("{} | {}", outlook.agent, describe(&outlook)));
+            self.shown.insert(outlook.agent.clone(), now);
+        }
+        lines
+    }
+}
+
+fn stepped(phase: &Phase) -> Phase {
+    match phase {
+        Phase::Reported(state, progress) => {
+            Phase::Reported(*state, progress.map(|percent| percent / STEP * STEP))
+        }
+        other => other.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hoist_protocol::State;
+
+    use super::*;
+    use crate::outcome::Outcome;
+
+    fn lines(lines: &mut Lines, phase: Phase, message: &str) -> Vec<String> {
+        let agent = AgentName::new("web-1").unwrap();
+        let outlook = Outlook {
+            agent: &agent,
+            phase,
+            message: message.to_owned(),
+        };
+        lines.changes((0, 1), std::iter::once(outlook))
+    }
+
+    #[test]
+    fn a_change_is_said_once() {
+        let mut shown = Lines::default();
+        let fetching = |percent| Phase::Reported(State::Fetching, Some(percent));
+        assert_eq!(
+            lines(&mut shown, fetching(40), ""),
+            ["web-1 | fetching 40 %"]
+        );
+        assert_eq!(lines(&mut shown, fetching(44), ""), [""; 0]);
+        assert_eq!(
+            lines(&mut shown, fetching(51), ""),
+            ["web-1 | fetching 51 %"]
+        );
+        let failed = Phase::Ended(Outcome::RolledBack);
+        assert_eq!(
+            lines(&mut shown, failed, "the check\nfailed"),
+            ["web-1 | rolled back: the check failed"]
+        );
+    }
+
+    #[test]
+    fn publishing_to_many_takes_about_ten_lines() {
+        let mut shown = Lines::default();
+        let said: usize = (0..=1_000)
+            .map(|done| shown.changes((done, 1_000), std::iter::empty()).len())
+            .sum();
+        assert_eq!(said, 10);
+    }
+}

@@ -1,0 +1,177 @@
+//! Carries a run out: publishes, follows, shows, until it is over, timed out or interrupted.
+
+use std::time::{Duration, Instant};
+
+use hoist_certs::program::now;
+use hoist_protocol::{AgentName, Channel, FleetName, LogLine};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{sleep, sleep_until};
+
+use crate::console::Console;
+use crate::follow::{Action, Heard, Run};
+use crate::link::{Event, Filter, Link, LinkError, Ticket, filters};
+
+/// How often the time alone may change something.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Most events that are handled before the screen is drawn again.
+const BATCH: usize = 512;
+
+/// Why a run came to its end.
+#[derive(Debug)]
+pub enum Stop {
+    /// There is nothing left to wait for.
+    Over,
+    /// The time was up.
+    TimeUp,
+    /// The user or the system asked for it.
+    Interrupted,
+    /// The broker does not let us in any more.
+    Lost(LinkError),
+}
+
+/// SIGINT and SIGTERM, from the moment on that this exists.
+pub struct Interrupts {
+    int: Signal,
+    term: Signal,
+}
+
+impl Interrupts {
+    /// Listens for both.
+    ///
+    /// # Errors
+    /// When the system refuses to.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            int: signal(SignalKind::interrupt())?,
+            term: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Ready when one of them came.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.int.recv() => {}
+            _ = self.term.recv() => {}
+        }
+    }
+}
+
+/// A run on a connection.
+pub struct Driver<'a> {
+    /// The connection, which the run's topics are subscribed to on.
+    pub link: &'a mut Link,
+    /// Where it is shown.
+    pub console: &'a mut Console,
+    /// The fleet.
+    pub fleet: &'a FleetName,
+    /// What the run is subscribed to.
+    pub filters: &'a [Filter],
+    /// How long it may take.
+    pub timeout: Duration,
+    /// Log lines that were shown, for the end of the report.
+    pub lines_shown: std::collections::HashMap<AgentName, u64>,
+}
+
+impl Driver<'_> {
+    /// Carries `run` out. `begin` is when it began.
+    pub async fn drive(
+        &mut self,
+        run: &mut Run,
+        begin: Instant,
+        interrupts: &mut Interrupts,
+    ) -> Stop {
+        let deadline = tokio::time::Instant::from_std(begin) + self.timeout;
+        loop {
+            for action in run.actions(begin.elapsed()) {
+                self.act(run, &action);
+            }
+            let (at, wall) = (begin.elapsed(), now());
+            self.console.show(run.published(), run.outlook(at, wall));
+            if run.is_over(at, wall) {
+                return Stop::Over;
+            }
+            let event = tokio::select! {
+                event = self.link.next() => event.map(Some),
+                () = sleep(TICK) => Ok(None),
+                () = sleep_until(deadline) => return Stop::TimeUp,
+                () = interrupts.next() => return Stop::Interrupted,
+            };
+            match event.and_then(|first| self.handle_all(run, first, begin)) {
+                Ok(()) => {}
+                Err(error) => return Stop::Lost(error),
+            }
+        }
+    }
+
+    /// Handles an event and what else is there already: acknowledgements of a thousand come together.
+    fn handle_all(
+        &mut self,
+        run: &mut Run,
+        first: Option<Event>,
+        begin: Instant,
+    ) -> Result<(), LinkError> {
+        let mut next = first;
+        for _ in 0..BATCH {
+            let Some(event) = next else {
+                return Ok(());
+            };
+            self.handle(run, event, begin.elapsed());
+            next = self.link.try_next()?;
+        }
+        if let Some(event) = next {
+            self.handle(run, event, begin.elapsed());
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, run: &Run, action: &Action) {
+        match action {
+            Action::Publish(number) => {
+                let signed = run.deployment(*number);
+                let topic = signed.machine.topic(Channel::Deploy);
+                self.link.publish(*number, &topic, signed.envelope.clone());
+            }
+            Action::ReadBack(agents) => {
+                let filters = filters(self.fleet, agents, &[Channel::Deploy]);
+                self.link.subscribe(Ticket::ReadBack, &filters);
+            }
+        }
+    }
+
+    fn handle(&mut self, run: &mut Run, event: Event, at: Duration) {
+        match event {
+            Event::Connected => {
+                run.connected();
+                self.link.subscribe(Ticket::Everything, self.filters);
+                self.console.note("connected to the broker again");
+            }
+            Event::Granted(Ticket::ReadBack, _) => run.granted(at),
+            // What a role may not read was found out with the snapshot.
+            Event::Granted(Ticket::Everything, _) => {}
+            Event::Acknowledged(number) => run.acknowledged(number),
+            Event::Message {
+                topic,
+                payload,
+                retained,
+            } => match run.saw(&topic, &payload, retained, at) {
+                Some(Heard::Line(line)) => self.show_line(&topic.machine.agent, &line),
+                Some(Heard::Unreadable(channel, error)) => self.console.warn(&format!(
+                    "{}: what it says on its {channel} topic cannot be read ({error}); a newer version of \
+                     Hoist may have written it",
+                    topic.machine.agent
+                )),
+                None => {}
+            },
+            Event::Disconnected(failure) => {
+                run.disconnected();
+                self.console.note(&format!("{failure}; connecting again"));
+            }
+        }
+    }
+
+    fn show_line(&mut self, agent: &AgentName, line: &LogLine) {
+        *self.lines_shown.entry(agent.clone()).or_default() += 1;
+        self.console.log_line(agent, line);
+    }
+}
