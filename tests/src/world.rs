@@ -265,8 +265,12 @@ impl World {
     pub fn running(&self, name: &str) -> Result<Machine> {
         let mut machine = self.machine(name)?;
         machine.start_agent()?;
-        self.watch
-            .wait_status(machine.name(), "it is there", |_| true)?;
+        wait::until(&format!("{name} reports for the first time"), || {
+            if !machine.agent()?.is_alive()? {
+                bail!("the agent of {name} has ended: {}", machine.agent()?.stderr()?);
+            }
+            self.watch.status(machine.name())
+        })?;
         self.watch.wait_presence(machine.name(), "online")?;
         Ok(machine)
     }
