@@ -149,7 +149,11 @@ impl Client {
         let finished = process::run("mosquitto_sub", command, &self.logs)?;
         // A subscription that was refused is no failure either.
         if !matches!(finished.code, 0 | TIMED_OUT) && !finished.stderr.contains("denied") {
-            bail!("mosquitto_sub exited with {}: {}", finished.code, finished.stderr);
+            bail!(
+                "mosquitto_sub exited with {}: {}",
+                finished.code,
+                finished.stderr
+            );
         }
         let hex = finished.stdout.trim();
         if hex.is_empty() {

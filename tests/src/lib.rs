@@ -10,6 +10,7 @@ pub mod bench;
 pub mod broker;
 pub mod builder;
 pub mod closure;
+pub mod demo;
 pub mod foreign;
 pub mod forge;
 pub mod machine;

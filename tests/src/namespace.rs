@@ -148,9 +148,10 @@ impl Namespace {
     /// # Errors
     /// When one remains.
     pub fn kill_all(&self) -> Result<()> {
-        wait::until_true(&format!("no process of {} is left", self.dir), || {
+        let what = format!("no process of {} is left", self.dir);
+        wait::until_within(wait::PATIENCE, &what, || {
             self.signal_all(Signal::KILL)?;
-            Ok(self.processes()?.into_iter().all(is_zombie))
+            Ok(self.processes()?.into_iter().all(is_zombie).then_some(()))
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Waiting for a condition, never for a time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -12,15 +13,33 @@ pub const POLL: Duration = Duration::from_millis(15);
 /// never fail a test.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Lets every wait of this process fail from now on, so that whoever waits cleans up and ends.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`interrupt`] was called.
+#[must_use]
+pub fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Looks until `probe` finds something.
 ///
 /// # Errors
 /// Names `what` was waited for when [`PATIENCE`] ends, or passes on the error of `probe`.
-pub fn until<T>(what: &str, probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    until_within(PATIENCE, what, probe)
+pub fn until<T>(what: &str, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_within(PATIENCE, what, || {
+        if is_interrupted() {
+            bail!("interrupted while waiting: {what}");
+        }
+        probe()
+    })
 }
 
-/// The same with a patience of its own.
+/// The same with a patience of its own, and not to be interrupted: for cleaning up.
 ///
 /// # Errors
 /// As [`until`].

@@ -267,7 +267,10 @@ impl World {
         machine.start_agent()?;
         wait::until(&format!("{name} reports for the first time"), || {
             if !machine.agent()?.is_alive()? {
-                bail!("the agent of {name} has ended: {}", machine.agent()?.stderr()?);
+                bail!(
+                    "the agent of {name} has ended: {}",
+                    machine.agent()?.stderr()?
+                );
             }
             self.watch.status(machine.name())
         })?;

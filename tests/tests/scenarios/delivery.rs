@@ -246,19 +246,20 @@ fn three_hundred_retained_reports_are_seen_by_one_wildcard() {
         let authority = hoist_certs::authority::Authority::load(world.authority.dir())?;
         let dir = world.site().dir().join("many");
         fs::create_dir(&dir)?;
-        let report = |n: usize| -> Result<()> {
+        let (shared, authority, dir) = (&*world, &authority, &dir);
+        let report = move |n: usize| -> Result<()> {
             let name = AgentName::new(format!("m-{n}"))?;
             let validity = hoist_certs::authority::Validity::from(Duration::from_secs(3600));
             let issued = authority.issue(hoist_certs::Role::Agent, &name, &[], validity)?;
             let identity = hoist_tests::authority::Identity {
-                ca: world.authority.dir().join("ca.pem"),
+                ca: shared.authority.dir().join("ca.pem"),
                 certificate: dir.join(format!("{name}.pem")),
                 key: dir.join(format!("{name}.key")),
             };
             fs::write(&identity.certificate, &issued.certificate_pem)?;
             fs::write(&identity.key, issued.key_pem.as_bytes())?;
             let payload = format!(r#"{{"schema":1,"agent":"{name}","state":"idle"}}"#);
-            world
+            shared
                 .client(identity, name.as_str())
                 .publish(
                     &format!("hoist/v1/{FLEET}/{name}/status"),
@@ -268,9 +269,15 @@ fn three_hundred_retained_reports_are_seen_by_one_wildcard() {
                 .success()?;
             Ok(())
         };
-        for n in 0..COUNT {
-            report(n)?;
-        }
+        std::thread::scope(|scope| {
+            let every_fourth = |first: usize| (first..COUNT).step_by(4).try_for_each(report);
+            let threads: Vec<_> = (0..4)
+                .map(|first| scope.spawn(move || every_fourth(first)))
+                .collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("no thread panics"))
+        })?;
         let monitor = world.foreigner("monitor", "dashboard")?;
         let subscription = monitor.subscribe(&[&format!("hoist/v1/{FLEET}/+/status")])?;
         wait::until_true("all reports have come", || {

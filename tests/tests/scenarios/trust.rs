@@ -135,7 +135,7 @@ fn a_replayed_deployment_is_refused() {
 #[test]
 fn a_broker_that_knows_the_keys_keeps_replays_and_junk_off_the_topics() {
     scenario(Options::default(), |world| {
-        let machine = world.running("web-1")?;
+        let machine = world.machine("web-1")?;
         let v1 = world.system(&System::new("web-1", "1"))?;
         let newest = world.forge(&machine, &v1)?;
         world.publish(&newest)?;
