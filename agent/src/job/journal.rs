@@ -40,6 +40,20 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// The phase for people: what the activator was doing.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Activating => "activating",
+            Self::Checking => "checking its health",
+            Self::Confirming => "waiting for its confirmation",
+            Self::Committing => "being made permanent",
+            Self::Committed => "done",
+            Self::RollingBack => "going back",
+        }
+    }
+
     /// The state that a status report gives meanwhile.
     #[must_use]
     pub const fn state(self) -> State {
@@ -190,19 +204,30 @@ impl History {
 
     /// How many activators have begun.
     pub(crate) fn starts(&self) -> usize {
-        self.boots().count()
+        self.records.iter().filter_map(boot).count()
     }
 
-    /// The boot in which the last activator began.
-    pub(crate) fn last_boot(&self) -> Option<&BootId> {
-        self.boots().last()
+    /// The boot in which the activation began.
+    pub(crate) fn boot_of_activation(&self) -> Option<&BootId> {
+        self.boot_of(|record| *record == Record::Phase(Phase::Activating))
     }
 
-    fn boots(&self) -> impl Iterator<Item = &BootId> {
-        self.records.iter().filter_map(|record| match record {
-            Record::Started { boot_id } => Some(boot_id),
-            _ => None,
-        })
+    /// The boot in which the program of [`History::running`] was started.
+    pub(crate) fn boot_of_running(&self) -> Option<&BootId> {
+        self.boot_of(|record| matches!(record, Record::Running(_)))
+    }
+
+    /// The boot in which the last such record was written.
+    fn boot_of(&self, is: impl Fn(&Record) -> bool) -> Option<&BootId> {
+        let last = self.records.iter().rposition(is)?;
+        self.records[..last].iter().rev().find_map(boot)
+    }
+}
+
+fn boot(record: &Record) -> Option<&BootId> {
+    match record {
+        Record::Started { boot_id } => Some(boot_id),
+        _ => None,
     }
 }
 

@@ -12,7 +12,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Held by the one activator of a job until it ends, however it ends. Programs it starts do not inherit it.
 #[derive(Debug)]
-pub(crate) struct JobLock(File);
+pub(crate) struct JobLock {
+    _held: File,
+}
 
 impl JobLock {
     /// Takes the lock; none when an activator holds it.
@@ -24,7 +26,7 @@ impl JobLock {
         let begun = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Some(Self(file))),
+                Ok(()) => return Ok(Some(Self { _held: file })),
                 Err(TryLockError::WouldBlock) if begun.elapsed() > PATIENCE => return Ok(None),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
                 Err(TryLockError::Error(source)) => {

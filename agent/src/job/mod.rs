@@ -246,10 +246,8 @@ impl Job {
     /// Where what this job needs is kept from the garbage collector: `<state>/roots/<id>`.
     pub(crate) fn roots(&self) -> Utf8PathBuf {
         let state = self.dir.parent().and_then(Utf8Path::parent);
-        crate::nix::roots_of(
-            &state.unwrap_or(Utf8Path::new("/")).join("roots"),
-            self.spec.id,
-        )
+        let roots = crate::nix::roots_dir(state.unwrap_or(Utf8Path::new("/")));
+        crate::nix::roots_of(&roots, self.spec.id)
     }
 
     /// The agent's confirmation, once there is one that can be read.

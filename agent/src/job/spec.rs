@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use hoist_protocol::{DeploymentId, Kind, StorePath};
+use hoist_protocol::{DeploymentId, Kind, Order, StorePath};
 use serde::{Deserialize, Serialize};
 
 use super::JobError;
@@ -63,6 +63,10 @@ impl fmt::Display for BootId {
 pub struct JobSpec {
     /// The deployment.
     pub id: DeploymentId,
+    /// The epoch of its order.
+    pub epoch: u32,
+    /// The sequence of its order.
+    pub sequence: u64,
     /// Comes back in the confirmation.
     pub nonce: Nonce,
     /// The boot in which the job was made.
@@ -133,6 +137,16 @@ impl<T: for<'de> Deserialize<'de>> Versioned<T> {
 }
 
 impl JobSpec {
+    /// Where the deployment stands among those of the machine: an agent that lost its ledger reads it here.
+    #[must_use]
+    pub const fn order(&self) -> Order {
+        Order {
+            epoch: self.epoch,
+            sequence: self.sequence,
+            id: self.id,
+        }
+    }
+
     pub(super) fn to_json(&self) -> Vec<u8> {
         Versioned::to_json(self)
     }

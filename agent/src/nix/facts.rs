@@ -124,7 +124,7 @@ mod tests {
         let profile = dir.join("hoist");
         assert_eq!(Generation::of(&profile).unwrap(), None);
 
-        symlink(&path.as_str(), dir.join("hoist-12-link")).unwrap();
+        symlink(path.as_str(), dir.join("hoist-12-link")).unwrap();
         symlink("hoist-12-link", &profile).unwrap();
         let generation = Generation::of(&profile).unwrap().unwrap();
         assert_eq!((generation.number, &generation.path), (Some(12), &path));

@@ -17,8 +17,8 @@ pub use facts::{BOOTED_SYSTEM, CURRENT_SYSTEM, Facts, SYSTEM_PROFILE, facts};
 pub use fetch_error::FetchError;
 pub use progress::{FetchEvent, FetchProgress};
 pub use realise::{RealiseRequest, Realised, realise};
-pub use roots::release_roots;
 pub(crate) use roots::{keep, roots_of};
+pub use roots::{release_roots, roots_dir};
 
 /// The variables that programs started by the agent and the activator get, if they are set: what they need
 /// to find Nix, its configuration, its certificates and their locale, and nothing else.

@@ -4,7 +4,7 @@ use std::io;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use camino::{Utf8Path, Utf8PathBuf};
+use camino::Utf8PathBuf;
 use hoist_protocol::{CacheKey, DeploymentId, StorePath, SubstituterUrl};
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
@@ -27,7 +27,7 @@ pub struct RealiseRequest {
     pub substituters: Vec<SubstituterUrl>,
     /// Keys of binary caches besides those that the machine trusts.
     pub keys: Vec<CacheKey>,
-    /// Where the deployment's garbage collector roots are made: `<roots>/<id>/`, usually `<state>/roots`.
+    /// Where the deployment's garbage collector roots are made: in a folder of its own in [`roots_dir`](super::roots_dir).
     pub roots: Utf8PathBuf,
     /// After this long the fetch is given up; none waits as long as Nix does.
     pub timeout: Option<Duration>,
@@ -261,12 +261,6 @@ async fn read_line(from: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -
             return Ok(true);
         }
     }
-}
-
-/// The folder in which the roots of all deployments are, below the agent's state.
-#[must_use]
-pub fn roots_dir(state: &Utf8Path) -> Utf8PathBuf {
-    state.join("roots")
 }
 
 #[cfg(test)]

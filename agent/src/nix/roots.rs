@@ -14,6 +14,12 @@ use hoist_protocol::{DeploymentId, StorePath};
 
 const AUTO_ROOTS: &str = "/nix/var/nix/gcroots/auto";
 
+/// The folder of the roots of all deployments, below the agent's state.
+#[must_use]
+pub fn roots_dir(state: &Utf8Path) -> Utf8PathBuf {
+    state.join("roots")
+}
+
 /// Where the roots of a deployment are.
 pub(crate) fn roots_of(roots: &Utf8Path, id: DeploymentId) -> Utf8PathBuf {
     roots.join(id.to_string())
