@@ -1,1 +1,7 @@
-fn main() {}
+//! `hoist-agent`: see [`hoist_agent::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    hoist_agent::cli::main()
+}

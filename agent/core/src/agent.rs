@@ -612,7 +612,7 @@ impl Agent {
         let job = JobOrder {
             order: task.order,
             path: fetching.path.clone(),
-            kind: realised.kind,
+            kind: target.kind,
             health_checks: self.config.health_checks(&fetching.deployment),
             activation_timeout: target.activation_timeout(),
             confirm_timeout: target.confirm_timeout(),

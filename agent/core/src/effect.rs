@@ -15,7 +15,7 @@ pub struct FetchOrder {
     pub id: DeploymentId,
     /// The closure.
     pub path: StorePath,
-    /// The kind that the deployment asks for.
+    /// How it is activated.
     pub kind: Kind,
     /// The programs of its health checks on this machine's system.
     pub health_checks: Vec<StorePath>,
@@ -32,7 +32,7 @@ pub struct JobOrder {
     pub order: Order,
     /// The closure, in the store by now.
     pub path: StorePath,
-    /// How it is activated; never [`Kind::Auto`].
+    /// How it is activated.
     pub kind: Kind,
     /// Programs that must exit 0 after the activation.
     pub health_checks: Vec<StorePath>,

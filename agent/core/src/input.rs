@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use hoist_protocol::{
-    DeploymentId, Kind, Order, Reason, State, StorePath, Text, Timestamp, VerifiedDeployment,
-    VerifyError,
+    DeploymentId, Order, Reason, State, StorePath, Text, Timestamp, VerifiedDeployment, VerifyError,
 };
 
 /// What the machine's own links say at a moment.
@@ -53,9 +52,7 @@ pub struct Offer {
 pub struct Realised {
     /// Its size with everything it needs, in bytes, where Nix could tell.
     pub closure_size: Option<u64>,
-    /// The kind that was asked for, or what its markers say; never [`Kind::Auto`].
-    pub kind: Kind,
-    /// The facts of that kind on this machine.
+    /// The facts of the closure's kind on this machine.
     pub facts: Facts,
 }
 
@@ -71,8 +68,10 @@ pub struct FetchFailure {
 /// How far the activator is, as it stands in its journal.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum JobPhase {
-    /// The activation and the health checks run.
+    /// The activation runs.
     Activating,
+    /// The health checks run.
+    Checking,
     /// It waits for the confirmation.
     Confirming,
     /// It was confirmed and is being made permanent.

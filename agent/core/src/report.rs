@@ -64,7 +64,9 @@ pub(crate) fn status(agent: &Agent, moment: &Moment) -> Status {
         Work::Activating(activating) => {
             let state = match activating.phase {
                 JobPhase::Activating => State::Activating,
-                JobPhase::Confirming | JobPhase::Committing => State::Confirming,
+                JobPhase::Checking | JobPhase::Confirming | JobPhase::Committing => {
+                    State::Confirming
+                }
                 JobPhase::RollingBack => State::RollingBack,
             };
             (state, None, activating.message.clone())

@@ -8,7 +8,7 @@ use hoist_agent_core::{
     Ledger, Moment, Realised,
 };
 use hoist_protocol::{
-    DeploymentId, History, Kind, Order, Reason, State, Status, StorePath, Text, Timestamp,
+    DeploymentId, History, Order, Reason, State, Status, StorePath, Text, Timestamp,
 };
 
 use crate::fleet::{Fleet, START_MS, fleet};
@@ -335,8 +335,10 @@ impl World {
             (None, _) => JobPhase::Activating,
             (Some(JobPhase::Activating), Fate::Good) => {
                 self.running = job.path.clone();
-                JobPhase::Confirming
+                JobPhase::Checking
             }
+            (Some(JobPhase::Checking), Fate::Good) => JobPhase::Confirming,
+            (Some(JobPhase::Checking), Fate::Fails) => JobPhase::RollingBack,
             (Some(JobPhase::Activating), Fate::Fails) => {
                 self.running = job.path.clone();
                 JobPhase::RollingBack
@@ -412,7 +414,6 @@ impl World {
             }),
             None => Ok(Realised {
                 closure_size: Some(1_000),
-                kind: Kind::Nixos,
                 facts: self.facts(),
             }),
         };

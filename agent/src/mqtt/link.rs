@@ -1,0 +1,239 @@
+//! One connection to the broker, from the name lookup to its end.
+//!
+//! Every connection has a client of its own: what a broken one had not sent or not got acknowledged is gone
+//! with it, and can't be mistaken for something of the next.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use hoist_certs::mqtt;
+use hoist_protocol::{Channel, DeploymentId, Machine, Presence};
+use rumqttc::{
+    AsyncClient, ConnectionError, Event, EventLoop, LastWill, Outgoing, Packet, QoS,
+    SubscribeFilter, SubscribeReasonCode,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::config::Settings;
+
+/// Most requests that wait to be written. Log lines stop long before, so that reports always fit.
+const QUEUE: usize = 256;
+
+/// Log lines are dropped while so many requests wait.
+const QUEUE_FOR_LOGS: usize = 64;
+
+/// How long a clean end may take.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// What to do when a publish is acknowledged.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Receipt {
+    /// Nothing.
+    None,
+    /// The outcomes of these deployments are told.
+    Outcomes(Vec<DeploymentId>),
+}
+
+/// What is published, and where.
+#[derive(Clone, Debug)]
+pub struct Payload {
+    /// On which of the machine's topics.
+    pub channel: Channel,
+    /// What.
+    pub bytes: Vec<u8>,
+    /// What its acknowledgement means.
+    pub receipt: Receipt,
+}
+
+/// What happens on a connection.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// The broker has accepted us.
+    Connected,
+    /// It has answered the subscription of [`Link::subscribe`]: whether it granted `deploy`, and `echo`.
+    Subscribed {
+        /// Whether deployments will come.
+        deploy: bool,
+        /// Whether the agent's own nonces will come back.
+        echo: bool,
+    },
+    /// There is a message on the `deploy` topic.
+    Deploy(Vec<u8>),
+    /// There is a message on the `echo` topic.
+    Echo(Vec<u8>),
+    /// A publish was acknowledged.
+    Acknowledged(Receipt),
+    /// The connection is over, or could not be made. The last event.
+    Lost(Box<ConnectionError>),
+    /// The client itself has failed. The last event.
+    Died,
+}
+
+/// A connection, or one that is being made.
+#[derive(Debug)]
+pub struct Link {
+    machine: Machine,
+    client: AsyncClient,
+    events: mpsc::Receiver<Result<Event, ConnectionError>>,
+    task: JoinHandle<()>,
+    /// Published, not yet written; in the order in which they will be.
+    queued: VecDeque<Receipt>,
+    /// Written, not yet acknowledged, by packet id.
+    in_flight: HashMap<u16, Receipt>,
+}
+
+impl Link {
+    /// Begins to connect: looks up the name, and so on from there.
+    #[must_use]
+    pub fn open(settings: &Settings) -> Self {
+        let machine = settings.machine.clone();
+        let name = machine.agent.as_str();
+        let mut options = mqtt::options(&settings.broker, name, &settings.tls);
+        options.set_last_will(LastWill::new(
+            machine.topic(Channel::Presence).to_string(),
+            Presence::Offline.as_str(),
+            QoS::AtLeastOnce,
+            true,
+        ));
+        let (client, event_loop) = mqtt::client(options, QUEUE);
+        let (sender, events) = mpsc::channel(32);
+        Self {
+            machine,
+            client,
+            events,
+            task: tokio::spawn(drive(event_loop, sender)),
+            queued: VecDeque::new(),
+            in_flight: HashMap::new(),
+        }
+    }
+
+    /// The next event. Can be dropped and called again without losing any.
+    pub async fn next(&mut self) -> LinkEvent {
+        loop {
+            let event = match self.events.recv().await {
+                Some(Ok(Event::Incoming(packet))) => self.incoming(packet),
+                Some(Ok(Event::Outgoing(Outgoing::Publish(packet_id)))) => {
+                    self.written(packet_id);
+                    None
+                }
+                Some(Ok(Event::Outgoing(_))) => None,
+                Some(Err(error)) => Some(LinkEvent::Lost(Box::new(error))),
+                None => Some(LinkEvent::Died),
+            };
+            if let Some(event) = event {
+                return event;
+            }
+        }
+    }
+
+    fn incoming(&mut self, packet: Packet) -> Option<LinkEvent> {
+        match packet {
+            Packet::ConnAck(_) => Some(LinkEvent::Connected),
+            Packet::SubAck(answer) => {
+                let granted = |n: usize| {
+                    let code = answer.return_codes.get(n);
+                    matches!(code, Some(SubscribeReasonCode::Success(_)))
+                };
+                Some(LinkEvent::Subscribed {
+                    deploy: granted(0),
+                    echo: granted(1),
+                })
+            }
+            Packet::Publish(publish) => {
+                let is = |channel| publish.topic == self.machine.topic(channel).to_string();
+                let payload = publish.payload.to_vec();
+                if is(Channel::Deploy) {
+                    Some(LinkEvent::Deploy(payload))
+                } else if is(Channel::Echo) {
+                    Some(LinkEvent::Echo(payload))
+                } else {
+                    // Nobody asked for it.
+                    None
+                }
+            }
+            Packet::PubAck(ack) => self
+                .in_flight
+                .remove(&ack.pkid)
+                .map(LinkEvent::Acknowledged),
+            _ => None,
+        }
+    }
+
+    /// rumqttc has given a publish its packet id, 0 for those that are not acknowledged.
+    fn written(&mut self, packet_id: u16) {
+        if let Some(receipt) = self.queued.pop_front()
+            && packet_id != 0
+        {
+            self.in_flight.insert(packet_id, receipt);
+        }
+    }
+
+    /// Subscribes to the machine's `deploy` and `echo`; answered by [`LinkEvent::Subscribed`].
+    ///
+    /// Returns whether there was room for the request.
+    pub fn subscribe(&self) -> bool {
+        let filters = [Channel::Deploy, Channel::Echo].map(|channel| {
+            let topic = self.machine.topic(channel).to_string();
+            SubscribeFilter::new(topic, QoS::AtLeastOnce)
+        });
+        self.client.try_subscribe_many(filters).is_ok()
+    }
+
+    /// Publishes. Log lines go at QoS 0 and are dropped when much waits already; all else at QoS 1.
+    ///
+    /// Returns whether there was room: when there was none for something that matters, the connection is of
+    /// no more use.
+    pub fn publish(&mut self, payload: Payload) -> bool {
+        let channel = payload.channel;
+        let qos = match channel {
+            Channel::Log if self.queued.len() >= QUEUE_FOR_LOGS => return true,
+            Channel::Log => QoS::AtMostOnce,
+            _ => QoS::AtLeastOnce,
+        };
+        let topic = self.machine.topic(channel).to_string();
+        let retain = channel.is_retained();
+        match self.client.try_publish(topic, qos, retain, payload.bytes) {
+            Ok(()) => {
+                self.queued.push_back(payload.receipt);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Whether something that was published may not have arrived.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !(self.queued.is_empty() && self.in_flight.is_empty())
+    }
+
+    /// Ends the connection cleanly: the broker does not publish the last will.
+    pub async fn close(mut self) {
+        let closed = async {
+            if self.client.try_disconnect().is_ok() {
+                while !matches!(self.next().await, LinkEvent::Lost(_) | LinkEvent::Died) {}
+            }
+        };
+        if tokio::time::timeout(CLOSE, closed).await.is_err() {
+            tracing::debug!("the broker did not end the connection in time");
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Runs rumqttc until its first error; after it, it would connect again on its own.
+async fn drive(mut event_loop: EventLoop, events: mpsc::Sender<Result<Event, ConnectionError>>) {
+    loop {
+        let polled = event_loop.poll().await;
+        let is_last = polled.is_err();
+        if events.send(polled).await.is_err() || is_last {
+            return;
+        }
+    }
+}

@@ -1,0 +1,363 @@
+//! The loop: inputs go to the core, and its effects to the world, in order.
+//!
+//! One thread. When nothing is deployed it sleeps until the broker sends something or the status is due; the
+//! job directory is looked at only while a job is under way.
+
+mod broker;
+mod clock;
+mod effects;
+mod fetch;
+mod notify;
+mod watch;
+
+use std::collections::{HashMap, VecDeque};
+use std::future::pending;
+use std::time::Duration;
+
+use hoist_agent_core::{Agent, Config, Facts, FoundJob, Input, Moment, Offer};
+use hoist_certs::program::now;
+use hoist_protocol::{DeploymentId, System, Text, digest};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::config::Settings;
+use crate::error::Error;
+use crate::job::{Job, Jobs};
+use crate::ledger::LedgerFile;
+use crate::mqtt::jittered;
+use crate::nix;
+use broker::{Broker, BrokerEvent};
+use fetch::{Fetch, FetchNews};
+use watch::Watch;
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`Error`] when it cannot go on. What was begun is found again at the next start.
+pub fn run(settings: Settings) -> Result<(), Error> {
+    let system = |what| move |source| Error::System { what, source };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(4)
+        .build()
+        .map_err(system("start the runtime"))?;
+    runtime.block_on(async {
+        let signals = Signals::new().map_err(system("wait for signals"))?;
+        let mut shell = Shell::new(settings, signals)?;
+        shell.run().await
+    })
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// What wakes the loop.
+enum Event {
+    Broker(BrokerEvent),
+    Fetch(FetchNews),
+    /// It is time to look at the job.
+    Look,
+    /// It is time to say again how things are.
+    Refresh,
+    /// The time has come that the core asked for.
+    Wake,
+    Stop(&'static str),
+}
+
+struct Shell {
+    settings: Settings,
+    agent: Agent,
+    ledger: LedgerFile,
+    jobs: Jobs,
+    /// The jobs that exist.
+    open_jobs: HashMap<DeploymentId, Job>,
+    /// The job that is under way.
+    watch: Option<Watch>,
+    fetch: Option<Fetch>,
+    fetch_news: (mpsc::Sender<FetchNews>, mpsc::Receiver<FetchNews>),
+    broker: Broker,
+    /// Inputs that effects gave rise to.
+    inputs: VecDeque<Input>,
+    started: Instant,
+    refresh_at: Instant,
+    synchronised: bool,
+    signals: Signals,
+}
+
+impl Shell {
+    fn new(settings: Settings, signals: Signals) -> Result<Self, Error> {
+        let ledger = LedgerFile::open(&settings.state)?;
+        let jobs = Jobs::open(&settings.state)?;
+        let system = System::current().map_err(|error| Error::System {
+            what: "tell Nix's name for this machine's system",
+            source: std::io::Error::other(error),
+        })?;
+        let config = Config {
+            machine: settings.machine.clone(),
+            system,
+            trusted: settings.trusted.clone(),
+            version: Text::lossy(env!("CARGO_PKG_VERSION")),
+            session: Text::lossy(&format!("{:016x}", rand::random::<u64>())),
+        };
+        let agent = Agent::new(config, ledger.load()?);
+        let started = Instant::now();
+        Ok(Self {
+            broker: Broker::new(settings.clone()),
+            refresh_at: started + jittered(settings.status_interval),
+            settings,
+            agent,
+            ledger,
+            jobs,
+            open_jobs: HashMap::new(),
+            watch: None,
+            fetch: None,
+            fetch_news: mpsc::channel(16),
+            inputs: VecDeque::new(),
+            started,
+            synchronised: false,
+            signals,
+        })
+    }
+
+    async fn run(&mut self) -> Result<(), Error> {
+        tracing::info!(
+            machine = %self.settings.machine,
+            broker = %self.settings.broker,
+            version = env!("CARGO_PKG_VERSION"),
+            state = %self.settings.state,
+            certificate_ends = %self.settings.tls.not_after(),
+            "hoist-agent starts"
+        );
+        self.synchronised = clock::is_synchronised().await;
+        let found = self.find_jobs()?;
+        self.handle(Input::Started(found)).await?;
+        notify::ready();
+        loop {
+            match self.next().await {
+                Event::Broker(event) => self.on_broker(event).await?,
+                Event::Fetch(news) => {
+                    if let Some(input) = news.into_input(&self.settings.profile) {
+                        self.handle(input).await?;
+                    }
+                }
+                Event::Look => self.look().await?,
+                Event::Refresh => {
+                    self.refresh_at = Instant::now() + jittered(self.settings.status_interval);
+                    self.synchronised = clock::is_synchronised().await;
+                    self.broker.refresh();
+                    self.handle(Input::Refresh).await?;
+                }
+                Event::Wake => self.handle(Input::Tick).await?,
+                Event::Stop(name) => {
+                    self.stop(name).await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Waits for what comes first. All of these can be dropped without losing anything.
+    async fn next(&mut self) -> Event {
+        let at = |time: Option<Instant>| async move {
+            match time {
+                Some(time) => sleep_until(time).await,
+                None => pending().await,
+            }
+        };
+        let wake_at = self.agent.wake_at().map(|uptime| self.started + uptime);
+        let look_at = self.watch.as_ref().map(Watch::look_at);
+        tokio::select! {
+            biased;
+            name = self.signals.next() => Event::Stop(name),
+            event = self.broker.next() => Event::Broker(event),
+            Some(news) = self.fetch_news.1.recv() => Event::Fetch(news),
+            () = at(look_at) => Event::Look,
+            () = at(wake_at) => Event::Wake,
+            () = sleep_until(self.refresh_at) => Event::Refresh,
+        }
+    }
+
+    /// How things are now.
+    fn moment(&self) -> Moment {
+        let facts = nix::facts(&self.settings.profile).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot tell what this machine runs");
+            nix::Facts::default()
+        });
+        Moment {
+            now: now(),
+            synchronised: self.synchronised,
+            uptime: self.started.elapsed(),
+            facts: for_core(facts),
+        }
+    }
+
+    /// Hands an input to the core and carries its effects out, and those of what comes of them.
+    async fn handle(&mut self, input: Input) -> Result<(), Error> {
+        self.inputs.push_back(input);
+        while let Some(input) = self.inputs.pop_front() {
+            let moment = self.moment();
+            for effect in self.agent.handle(&moment, input) {
+                self.carry_out(effect).await?;
+            }
+        }
+        self.watch_current();
+        Ok(())
+    }
+
+    async fn on_broker(&mut self, event: BrokerEvent) -> Result<(), Error> {
+        let input = match event {
+            BrokerEvent::Connected => Input::Connected,
+            BrokerEvent::Deploy(bytes) => match self.verify(bytes) {
+                Some(input) => input,
+                None => return Ok(()),
+            },
+            BrokerEvent::Delivered(ids) => Input::Delivered(ids),
+            BrokerEvent::Reached(id) => Input::BrokerReached { id },
+        };
+        self.handle(input).await
+    }
+
+    /// What a message on the `deploy` topic is.
+    fn verify(&self, bytes: Vec<u8>) -> Option<Input> {
+        if bytes.is_empty() {
+            // A topic that was cleared: no instruction, and never one to remove anything.
+            return None;
+        }
+        let Settings {
+            trusted, machine, ..
+        } = &self.settings;
+        Some(match trusted.verify(&bytes, machine) {
+            Ok(deployment) => Input::Offered(Box::new(Offer {
+                deployment,
+                signed: bytes,
+            })),
+            Err(error) => {
+                let digest = digest(&bytes);
+                tracing::warn!(%digest, %error, "refused a message on the deploy topic");
+                Input::Unverified { error, digest }
+            }
+        })
+    }
+
+    /// The jobs that are there when the agent starts.
+    fn find_jobs(&mut self) -> Result<Vec<FoundJob>, Error> {
+        let mut found = Vec::new();
+        for job in self.jobs.existing()? {
+            let id = job.spec().id;
+            match watch::found(&job) {
+                Ok(job) => found.push(job),
+                Err(error) => {
+                    // The activator can do more with it than we: it starts again and says what it finds.
+                    tracing::error!(%id, error = %crate::job::chain(&error), "cannot read the state of a job");
+                    found.push(watch::unreadable(&job));
+                }
+            }
+            self.open_jobs.insert(id, job);
+        }
+        Ok(found)
+    }
+
+    /// Watches the job of the deployment that is under way, when it has one.
+    fn watch_current(&mut self) {
+        let current = self
+            .agent
+            .ledger()
+            .current
+            .as_ref()
+            .map(|task| task.order.id);
+        let watched = self.watch.as_ref().map(Watch::id);
+        if watched == current {
+            return;
+        }
+        let job = current.and_then(|id| self.open_jobs.get(&id));
+        self.watch = job.cloned().map(Watch::new);
+    }
+
+    /// Looks at the job that is under way.
+    async fn look(&mut self) -> Result<(), Error> {
+        let Some(watch) = &mut self.watch else {
+            return Ok(());
+        };
+        let (lines, input) = watch.look(self.broker.is_connected());
+        for line in lines {
+            self.broker.log(&line);
+        }
+        match input {
+            Some(input) => self.handle(input).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn stop(&mut self, signal: &str) {
+        if self.watch.is_some() {
+            tracing::info!(
+                signal,
+                "hoist-agent stops; the activation under way goes on without it"
+            );
+        } else {
+            tracing::info!(signal, "hoist-agent stops");
+        }
+        if let Some(fetch) = self.fetch.take() {
+            fetch.cancel().await;
+        }
+        self.broker.stop().await;
+    }
+}
+
+fn for_core(facts: nix::Facts) -> Facts {
+    let nix::Facts {
+        current,
+        profile,
+        booted,
+    } = facts;
+    Facts {
+        current,
+        profile,
+        booted,
+    }
+}
+
+/// How long a warning about the same thing is not repeated.
+const REPEAT: Duration = Duration::from_secs(60 * 60);
+
+/// Says something when it changes, and otherwise once an hour.
+#[derive(Debug, Default)]
+struct Changes {
+    said: Option<(String, Instant)>,
+}
+
+impl Changes {
+    /// Whether `text` should be said now.
+    fn is_news(&mut self, text: &str) -> bool {
+        let known = self.said.as_ref();
+        let is_news = known.is_none_or(|(said, at)| said != text || at.elapsed() >= REPEAT);
+        if is_news {
+            self.said = Some((text.to_owned(), Instant::now()));
+        }
+        is_news
+    }
+
+    /// It is over: the same text is news again.
+    fn clear(&mut self) {
+        self.said = None;
+    }
+}
