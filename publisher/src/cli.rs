@@ -23,8 +23,9 @@ Examples:
   hoist logs web-1 --follow                 what web-1 says while it deploys
   hoist rollback web-1                      back to what web-1 ran before
 
-Settings come from flags, then environment variables, then the configuration file. In CI, secrets can be given
-as they are: HOIST_CA, HOIST_CERTIFICATE, HOIST_KEY and HOIST_SIGNING_KEY take a path or the text itself.";
+Settings come from flags, then environment variables, then the configuration file. In CI, secrets
+can be given as they are: HOIST_CA, HOIST_CERTIFICATE, HOIST_KEY and HOIST_SIGNING_KEY take a path
+or the text itself.";
 
 /// Deploys fleets of Nix machines over MQTT
 #[derive(Debug, Parser)]

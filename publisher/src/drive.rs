@@ -1,5 +1,6 @@
 //! Carries a run out: publishes, follows, shows, until it is over, timed out or interrupted.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use hoist_certs::program::now;
@@ -16,6 +17,21 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Most events that are handled before the screen is drawn again.
 const BATCH: usize = 512;
+
+/// A connection that breaks again within this time is not worth another line.
+const REPEAT: Duration = Duration::from_secs(10);
+
+/// What was said of a lost connection.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+enum Outage {
+    /// None was lost.
+    #[default]
+    None,
+    /// That it is lost.
+    Said,
+    /// That it is back, then.
+    SaidAt(Duration),
+}
 
 /// Why a run came to its end.
 #[derive(Debug)]
@@ -59,21 +75,41 @@ impl Interrupts {
 
 /// A run on a connection.
 pub struct Driver<'a> {
-    /// The connection, which the run's topics are subscribed to on.
-    pub link: &'a mut Link,
-    /// Where it is shown.
-    pub console: &'a mut Console,
-    /// The fleet.
-    pub fleet: &'a FleetName,
-    /// What the run is subscribed to.
-    pub filters: &'a [Filter],
-    /// How long it may take.
-    pub timeout: Duration,
-    /// Log lines that were shown, for the end of the report.
-    pub lines_shown: std::collections::HashMap<AgentName, u64>,
+    link: &'a mut Link,
+    console: &'a mut Console,
+    fleet: &'a FleetName,
+    filters: &'a [Filter],
+    timeout: Duration,
+    lines_shown: HashMap<AgentName, u64>,
+    outage: Outage,
 }
 
-impl Driver<'_> {
+impl<'a> Driver<'a> {
+    /// Drives on `link`, on which the run's `filters` are subscribed to, for at most `timeout`.
+    pub fn new(
+        link: &'a mut Link,
+        console: &'a mut Console,
+        fleet: &'a FleetName,
+        filters: &'a [Filter],
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            link,
+            console,
+            fleet,
+            filters,
+            timeout,
+            lines_shown: HashMap::new(),
+            outage: Outage::None,
+        }
+    }
+
+    /// How many log lines of each machine were shown.
+    #[must_use]
+    pub fn into_lines_shown(self) -> HashMap<AgentName, u64> {
+        self.lines_shown
+    }
+
     /// Carries `run` out. `begin` is when it began.
     pub async fn drive(
         &mut self,
@@ -141,14 +177,16 @@ impl Driver<'_> {
 
     fn handle(&mut self, run: &mut Run, event: Event, at: Duration) {
         match event {
-            Event::Connected => {
-                run.connected();
-                self.link.subscribe(Ticket::Everything, self.filters);
-                self.console.note("connected to the broker again");
-            }
+            Event::Connected => self.link.subscribe(Ticket::Everything, self.filters),
             Event::Granted(Ticket::ReadBack, _) => run.granted(at),
             // What a role may not read was found out with the snapshot.
-            Event::Granted(Ticket::Everything, _) => {}
+            Event::Granted(Ticket::Everything, _) => {
+                run.connected(at);
+                if self.outage == Outage::Said {
+                    self.console.note("connected to the broker again");
+                    self.outage = Outage::SaidAt(at);
+                }
+            }
             Event::Acknowledged(number) => run.acknowledged(number),
             Event::Message {
                 topic,
@@ -165,7 +203,15 @@ impl Driver<'_> {
             },
             Event::Disconnected(failure) => {
                 run.disconnected();
-                self.console.note(&format!("{failure}; connecting again"));
+                let is_new = match self.outage {
+                    Outage::None => true,
+                    Outage::Said => false,
+                    Outage::SaidAt(said) => at.saturating_sub(said) > REPEAT,
+                };
+                if is_new {
+                    self.console.note(&format!("{failure}; connecting again"));
+                    self.outage = Outage::Said;
+                }
             }
         }
     }

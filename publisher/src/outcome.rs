@@ -90,16 +90,19 @@ impl Outcome {
     #[must_use]
     pub const fn advice(self, agent_log: &str) -> &str {
         match self {
-            Self::Succeeded | Self::Unchanged | Self::Published => "",
+            // The messages of the last three are the publisher's own and say what to do already.
+            Self::Succeeded
+            | Self::Unchanged
+            | Self::Published
+            | Self::Superseded
+            | Self::TimedOut
+            | Self::Offline => "",
             Self::NotPublished => "nothing has changed on it",
             Self::Failed | Self::RolledBack => agent_log,
             Self::RollbackFailed => "it needs somebody to look at it now",
             Self::Conflict => "see who else changes its system, then deploy again",
             Self::Rejected => "see the reason; nothing has changed on it",
             Self::Expired => "deploy again, or give --expires more time",
-            Self::Superseded => "nothing to do: the newer deployment decides",
-            Self::TimedOut => "it goes on by itself: `hoist status` shows how",
-            Self::Offline => "nothing to do: it gets the deployment when it returns",
         }
     }
 }

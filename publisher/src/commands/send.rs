@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{CommandError, rollback, unknown_machine};
 use crate::console::{Console, print};
 use crate::drive::{Driver, Interrupts, Stop};
-use crate::follow::{Run, Wait};
+use crate::follow::{Published, Run, Wait};
 use crate::link::{Link, filters};
 use crate::outcome::{Exit, Outcome};
 use crate::plan::{Orders, Signed};
@@ -22,7 +22,7 @@ use crate::settings::{Caller, Keys, process_environment};
 use crate::snapshot::{self, Seen, Snapshot, Wanted};
 use crate::{DeploymentArgs, FollowArgs, WaitFor};
 
-/// Most machines that are named in the advice how to go on watching.
+/// Most machines that are named in one sentence.
 const NAMED: usize = 8;
 
 /// What is to be sent.
@@ -51,7 +51,7 @@ struct Made {
     signed: Vec<Signed>,
     unsigned: Vec<MachineReport>,
     paths: BTreeMap<AgentName, StorePath>,
-    warnings: Vec<String>,
+    warnings: Warnings,
 }
 
 impl<'a> Sending<'a> {
@@ -95,7 +95,8 @@ impl<'a> Sending<'a> {
             made,
             snapshot,
         } = prepared;
-        for warning in &made.warnings {
+        let warnings = made.warnings.sentences();
+        for warning in &warnings {
             console.warn(warning);
         }
         let wait = self.wait();
@@ -112,16 +113,15 @@ impl<'a> Sending<'a> {
                 run.knows(agent, seen);
             }
         }
-        let mut driver = Driver {
-            link: &mut link,
-            console: &mut console,
-            fleet: &self.caller.fleet,
-            filters: &all_filters,
-            timeout: self.follow.timeout,
-            lines_shown: std::collections::HashMap::new(),
-        };
+        let mut driver = Driver::new(
+            &mut link,
+            &mut console,
+            &self.caller.fleet,
+            &all_filters,
+            self.follow.timeout,
+        );
         let stop = driver.drive(&mut run, run_began, &mut interrupts).await;
-        let lines_shown = driver.lines_shown;
+        let lines_shown = driver.into_lines_shown();
         console.finish();
         link.close().await;
         let mut machines: Vec<MachineReport> = run
@@ -133,13 +133,7 @@ impl<'a> Sending<'a> {
             .collect();
         machines.extend(made.unsigned);
         let fleet = self.caller.fleet.clone();
-        let report = Report::new(
-            self.command,
-            fleet,
-            machines,
-            made.warnings,
-            begin.elapsed(),
-        );
+        let report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
         let shown = |agent: &AgentName| lines_shown.get(agent).copied().unwrap_or(0);
         self.finish(&console, report, &stop, &shown, run.published())
     }
@@ -252,19 +246,22 @@ impl<'a> Sending<'a> {
             signed: Vec::new(),
             unsigned: Vec::new(),
             paths: BTreeMap::new(),
-            warnings: Vec::new(),
+            warnings: Warnings::default(),
         };
         let nothing = Seen::default();
         for (agent, target) in targets {
             let machine = Machine::new(self.caller.fleet.clone(), agent.clone());
             let seen = snapshot.machine(&agent).unwrap_or(&nothing);
             let (known, unknown) = seen.orders(&machine, &self.keys.trusted);
-            made.warnings.extend(self.warnings(&agent, seen));
+            for warning in self.warnings(seen) {
+                made.warnings.add(warning, &agent);
+            }
             if let Some(error) = unknown {
-                made.warnings.push(format!(
-                    "{agent}: the deployment that lies on its topic is not taken into account: {error}; another \
-                     publisher's public key belongs into --trusted-key or `trusted_keys`"
-                ));
+                let warning = format!(
+                    "the deployment on its topic is not taken into account: {error}; another publisher's public \
+                     key belongs into --trusted-key or `trusted_keys`"
+                );
+                made.warnings.add(warning, &agent);
             }
             if let Goal::Closure(path) = &target.goal {
                 made.paths.insert(agent.clone(), path.clone());
@@ -274,7 +271,7 @@ impl<'a> Sending<'a> {
                 Err(error) => {
                     let path = made.paths.get(&agent).cloned();
                     let message = hoist_certs::program::report(&error.into());
-                    made.warnings.push(format!("{agent}: {message}"));
+                    made.warnings.add(message.clone(), &agent);
                     made.unsigned
                         .push(MachineReport::unsigned(agent, &message, path));
                 }
@@ -284,17 +281,16 @@ impl<'a> Sending<'a> {
     }
 
     /// What may keep the machine from carrying it out, by its own word.
-    fn warnings(&self, agent: &AgentName, seen: &Seen) -> Vec<String> {
+    fn warnings(&self, seen: &Seen) -> Vec<String> {
         if !seen.has_reported() {
-            return vec![format!(
-                "{agent} has never reported; its deployment waits for it. Is the name right?"
-            )];
+            let warning = "never reported; the deployment waits for it. Is the name right?";
+            return vec![warning.to_owned()];
         }
         let mut warnings = Vec::new();
         if let Some((channel, error)) = &seen.unreadable {
             warnings.push(format!(
-                "{agent}: what it says on its {channel} topic cannot be read ({error}); a newer version of Hoist \
-                 may have written it"
+                "what it says on its {channel} topic cannot be read ({error}); a newer version of Hoist may \
+                 have written it"
             ));
         }
         let Some(status) = &seen.status else {
@@ -302,14 +298,14 @@ impl<'a> Sending<'a> {
         };
         if !status.formats.contains(&FORMAT) {
             warnings.push(format!(
-                "{agent} does not say that it reads format {FORMAT}, which this version of hoist writes"
+                "it does not say that it reads format {FORMAT}, which this version of hoist writes"
             ));
         }
         let signs = |name| self.keys.signing.iter().any(|key| key.name() == name);
         if !status.trusted_keys.is_empty() && !status.trusted_keys.iter().any(signs) {
             let names: Vec<&str> = status.trusted_keys.iter().map(AsRef::as_ref).collect();
             warnings.push(format!(
-                "{agent} trusts the keys {} and none that signs here; it will refuse the deployment",
+                "it trusts the keys {} and none that signs here, so it will refuse the deployment",
                 names.join(", ")
             ));
         }
@@ -322,7 +318,7 @@ impl<'a> Sending<'a> {
         mut report: Report,
         stop: &Stop,
         lines_shown: &dyn Fn(&AgentName) -> u64,
-        published: (usize, usize),
+        published: Published,
     ) -> Result<Exit, CommandError> {
         let exit = match stop {
             Stop::Over | Stop::TimeUp => {
@@ -347,10 +343,10 @@ impl<'a> Sending<'a> {
                 how_to_watch(&report)
             )),
             Stop::Interrupted => {
-                let (done, of) = published;
-                if done < of {
+                if !published.is_over() {
+                    let Published { there, of, .. } = published;
                     console.warn(&format!(
-                        "interrupted after {done} of {of} deployments had been published and read back"
+                        "interrupted after {there} of {of} deployments had been published and read back"
                     ));
                 }
                 console.note(&format!(
@@ -379,6 +375,31 @@ struct Prepared {
     link: Link,
     made: Made,
     snapshot: Snapshot,
+}
+
+/// Warnings about machines: what is true of a thousand is said once.
+#[derive(Default)]
+struct Warnings(Vec<(String, Vec<AgentName>)>);
+
+impl Warnings {
+    fn add(&mut self, warning: String, agent: &AgentName) {
+        match self.0.iter_mut().find(|(known, _)| *known == warning) {
+            Some((_, agents)) => agents.push(agent.clone()),
+            None => self.0.push((warning, vec![agent.clone()])),
+        }
+    }
+
+    fn sentences(&self) -> Vec<String> {
+        let sentence = |(warning, agents): &(String, Vec<AgentName>)| {
+            let names: Vec<&str> = agents.iter().take(NAMED).map(AgentName::as_str).collect();
+            let more = match agents.len() - names.len() {
+                0 => String::new(),
+                more => format!(" and {more} more"),
+            };
+            format!("{}{more}: {warning}", names.join(", "))
+        };
+        self.0.iter().map(sentence).collect()
+    }
 }
 
 /// The end of the log of what did not go well, unless it has been seen as it came.

@@ -6,7 +6,7 @@ use hoist_protocol::State;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::describe::describe;
-use crate::follow::{Outlook, Phase};
+use crate::follow::{Outlook, Phase, Published};
 use crate::outcome::Outcome;
 
 /// Most machines that have a line of their own.
@@ -117,7 +117,7 @@ impl Bars {
 
     pub(super) fn show<'a>(
         &mut self,
-        published: (usize, usize),
+        published: Published,
         machines: impl Iterator<Item = Outlook<'a>>,
     ) {
         let mut machines: Vec<(Look, Outlook<'a>)> = machines
@@ -153,7 +153,7 @@ impl Bars {
     }
 }
 
-fn summary((done, of): (usize, usize), machines: &[(Look, Outlook<'_>)]) -> String {
+fn summary(published: Published, machines: &[(Look, Outlook<'_>)]) -> String {
     let count = |wanted: &[Look]| {
         let of_these = machines.iter().filter(|(look, _)| wanted.contains(look));
         of_these.count()
@@ -164,8 +164,9 @@ fn summary((done, of): (usize, usize), machines: &[(Look, Outlook<'_>)]) -> Stri
     } else {
         String::new()
     };
-    if done < of {
-        return format!("publishing {done}/{of}{hidden}");
+    let Published { there, of, .. } = published;
+    if !published.is_over() {
+        return format!("publishing {there}/{of}{hidden}");
     }
     format!(
         "{} of {of} done, {} under way, {} waiting, {} not well{hidden}",

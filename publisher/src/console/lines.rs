@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use hoist_protocol::AgentName;
 
 use super::describe::describe;
-use crate::follow::{Outlook, Phase};
+use crate::follow::{Outlook, Phase, Published};
 
 /// A machine's percentage is shown again when it has risen by so much.
 const STEP: u8 = 10;
@@ -27,14 +27,16 @@ impl Lines {
     /// The lines that are new since the last call.
     pub(super) fn changes<'a>(
         &mut self,
-        published: (usize, usize),
+        published: Published,
         machines: impl Iterator<Item = Outlook<'a>>,
     ) -> Vec<String> {
         let mut lines = Vec::new();
-        let (done, of) = published;
+        let Published {
+            there: done, of, ..
+        } = published;
         // About ten lines, however many machines there are.
         let step = of.div_ceil(10).max(1);
-        if done > self.published && (done == of || done >= self.published + step) {
+        if done > self.published && (published.is_over() || done >= self.published + step) {
             self.published = done;
             lines.push(format!("published {done}/{of}"));
         }
@@ -73,6 +75,14 @@ mod tests {
     use super::*;
     use crate::outcome::Outcome;
 
+    fn published(there: usize, of: usize) -> Published {
+        Published {
+            there,
+            refused: 0,
+            of,
+        }
+    }
+
     fn lines(lines: &mut Lines, phase: Phase, message: &str) -> Vec<String> {
         let agent = AgentName::new("web-1").unwrap();
         let outlook = Outlook {
@@ -80,7 +90,7 @@ mod tests {
             phase,
             message: message.to_owned(),
         };
-        lines.changes((0, 1), std::iter::once(outlook))
+        lines.changes(published(0, 1), std::iter::once(outlook))
     }
 
     #[test]
@@ -107,7 +117,11 @@ mod tests {
     fn publishing_to_many_takes_about_ten_lines() {
         let mut shown = Lines::default();
         let said: usize = (0..=1_000)
-            .map(|done| shown.changes((done, 1_000), std::iter::empty()).len())
+            .map(|done| {
+                shown
+                    .changes(published(done, 1_000), std::iter::empty())
+                    .len()
+            })
             .sum();
         assert_eq!(said, 10);
     }

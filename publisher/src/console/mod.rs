@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use hoist_protocol::{AgentName, LogLine, Stream, Text};
 
-use crate::follow::Outlook;
+use crate::follow::{Outlook, Published};
 use bars::Bars;
 pub use describe::describe;
 use lines::Lines;
@@ -80,11 +80,7 @@ impl Console {
     }
 
     /// Shows where the machines stand, as far as that has changed.
-    pub fn show<'a>(
-        &mut self,
-        published: (usize, usize),
-        machines: impl Iterator<Item = Outlook<'a>>,
-    ) {
+    pub fn show<'a>(&mut self, published: Published, machines: impl Iterator<Item = Outlook<'a>>) {
         if self.quiet {
             return;
         }

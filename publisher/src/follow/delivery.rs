@@ -8,7 +8,7 @@ use std::time::Duration;
 use hoist_protocol::{DeploymentId, Order};
 
 /// How often one deployment is published before its publisher gives up.
-pub const ATTEMPTS: u8 = 4;
+pub const ATTEMPTS: u8 = 3;
 
 /// How long after a subscription was granted, and after the last message for it, nothing more is expected.
 pub const QUIET: Duration = Duration::from_secs(2);
@@ -49,9 +49,8 @@ const EMPTY: &str = "was empty";
 pub enum Refusal {
     /// The broker closed the connection at each attempt to publish it.
     #[error(
-        "the broker closed the connection {ATTEMPTS} times when it was published. A Hoist broker does so when \
-         the signing key is not among its trusted keys, when another publisher's deployment is newer, or when \
-         the certificate may not publish to this machine; its log says which"
+        "the broker closed the connection each of the {ATTEMPTS} times it was published: it does not trust the \
+         signing key, has a newer deployment, or gives the certificate no right to; its log says which"
     )]
     Closed,
     /// It was given up after the same had happened to others.
@@ -59,8 +58,8 @@ pub enum Refusal {
     LikeOthers,
     /// It was acknowledged but is not there.
     #[error(
-        "the broker acknowledged it, but the topic {0} when it was read back. The certificate's role may not \
-         publish there, or the signing key is not among the broker's trusted keys; its log says which"
+        "the broker acknowledged it, but then the topic {0}: it does not trust the signing key, or gives the \
+         certificate no right to publish there; its log may say which"
     )]
     NotThere(String),
     /// Somebody puts something else in its place each time.

@@ -17,6 +17,9 @@ use crate::snapshot::Seen;
 /// Most deployments that are on their way to the broker at the same time.
 pub const WINDOW: usize = 64;
 
+/// How long what is retained is waited for after a connection was closed on us.
+const HOLD: Duration = Duration::from_millis(200);
+
 /// After so many machines were refused, and none accepted, the broker refuses this publisher itself.
 const HOPELESS: usize = 3;
 
@@ -53,6 +56,25 @@ pub enum Phase {
     Ended(Outcome),
 }
 
+/// How far the publishing is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Published {
+    /// So many deployments are on their topic, or a newer one is.
+    pub there: usize,
+    /// So many will not get there.
+    pub refused: usize,
+    /// So many there are.
+    pub of: usize,
+}
+
+impl Published {
+    /// Whether nothing is left to publish.
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        self.there + self.refused >= self.of
+    }
+}
+
 /// One machine of a run, to be shown.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Outlook<'a> {
@@ -81,6 +103,7 @@ pub struct Run {
     /// Whom to wait for; none when the run is over once all is published.
     wait: Option<Wait>,
     connected: bool,
+    hold_until: Duration,
     reading_back: bool,
     quiet_since: Duration,
     /// How much may be on its way: all at once where that works, one by one after the broker has closed the
@@ -114,6 +137,7 @@ impl Run {
             trusted,
             wait,
             connected: true,
+            hold_until: Duration::ZERO,
             reading_back: false,
             quiet_since: Duration::ZERO,
             window: WINDOW,
@@ -143,7 +167,7 @@ impl Run {
 
     /// What is to be done now, to be done in order.
     pub fn actions(&mut self, now: Duration) -> Vec<Action> {
-        if !self.connected {
+        if !self.connected || now < self.hold_until {
             return Vec::new();
         }
         self.give_up_when_hopeless();
@@ -210,9 +234,17 @@ impl Run {
         }
     }
 
-    /// There is a new connection, and everything is being subscribed to on it.
-    pub fn connected(&mut self) {
+    /// There is a new connection, and everything is subscribed to on it.
+    ///
+    /// What is retained comes right after. Where the broker may have closed the last connection because of a
+    /// newer deployment, that is waited for, or the same would happen again.
+    pub fn connected(&mut self, now: Duration) {
         self.connected = true;
+        self.hold_until = if self.window < WINDOW {
+            now + HOLD
+        } else {
+            now
+        };
     }
 
     /// A message was seen; `retained` when it was there before the subscription.
@@ -274,15 +306,17 @@ impl Run {
         Some(Heard::Unreadable(topic.channel, unreadable))
     }
 
-    /// How many deployments are on their topic, or known not to get there, and of how many.
+    /// How far the publishing is.
     #[must_use]
-    pub fn published(&self) -> (usize, usize) {
-        let settled = self
-            .members
-            .iter()
-            .filter(|member| member.is_settled())
-            .count();
-        (settled, self.members.len())
+    pub fn published(&self) -> Published {
+        let settled = self.members.iter().filter(|member| member.is_settled());
+        let (refused, there): (Vec<_>, Vec<_>) =
+            settled.partition(|member| member.refusal().is_some());
+        Published {
+            there: there.len(),
+            refused: refused.len(),
+            of: self.members.len(),
+        }
     }
 
     /// Whether there is nothing left to wait for.

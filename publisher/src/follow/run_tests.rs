@@ -158,20 +158,22 @@ fn a_machine_that_answers_has_it_whatever_the_broker_shows() {
 /// A broker that closes the connection when the deployment of one of `refused` is published.
 fn against_a_broker_that_refuses(run: &mut Run, refused: &[usize]) -> usize {
     let mut connections = 1;
-    while !run.is_over(NOW, WALL) {
-        let actions = run.actions(NOW);
-        assert!(!actions.is_empty() || run.is_over(NOW, WALL), "it is stuck");
+    let mut now = NOW;
+    while !run.is_over(now, WALL) {
+        now += HOLD;
+        let actions = run.actions(now);
+        assert!(!actions.is_empty() || run.is_over(now, WALL), "it is stuck");
         for action in actions {
             match action {
                 Action::Publish(number) if refused.contains(&number) => {
                     run.disconnected();
-                    run.connected();
+                    run.connected(now);
                     connections += 1;
                     break;
                 }
                 Action::Publish(number) => run.acknowledged(number),
                 Action::ReadBack(agents) => {
-                    run.granted(NOW);
+                    run.granted(now);
                     for agent in agents {
                         run.stand(agent.as_str());
                     }
@@ -271,10 +273,23 @@ fn after_a_lost_connection_only_what_was_not_acknowledged_is_published_again() {
     run.acknowledged(1);
     run.disconnected();
     assert_eq!(run.actions(NOW), []);
-    run.connected();
-    assert_eq!(run.actions(NOW), [Action::Publish(0)]);
+    run.connected(NOW);
+    assert_eq!(run.actions(NOW), []);
+    let later = NOW + HOLD;
+    assert_eq!(run.actions(later), [Action::Publish(0)]);
     run.acknowledged(0);
-    assert_eq!(run.actions(NOW), [Action::Publish(2)]);
+    assert_eq!(run.actions(later), [Action::Publish(2)]);
+}
+
+#[test]
+fn a_newer_deployment_that_the_broker_shows_after_it_closed_is_not_published_over() {
+    let newer = signed_by("other", machine("web-1"), 1_000_500, 500);
+    let mut run = run(&["web-1"], Some(Wait::Online));
+    run.publish_all();
+    run.disconnected();
+    run.connected(NOW);
+    run.saw(&topic("web-1", Channel::Deploy), &newer.envelope, true, NOW);
+    assert_eq!(run.actions(NOW + HOLD), []);
 }
 
 #[test]
