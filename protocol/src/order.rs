@@ -67,17 +67,31 @@ pub struct Order {
     pub id: DeploymentId,
 }
 
-/// A known sequence lies so far ahead that following it would leave no room.
+/// Why no order can be chosen above what is known: what is known cannot be right.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-#[error(
-    "the {origin} holds sequence {sequence}, more than 24 h ahead of this clock; \
-     check the clock, or raise the epoch with a key that may"
-)]
-pub struct SequenceError {
-    /// Where the sequence was found.
-    pub origin: &'static str,
-    /// The sequence found.
-    pub sequence: u64,
+pub enum SequenceError {
+    /// A known sequence lies so far ahead that following it would leave no room.
+    #[error(
+        "the {origin} holds sequence {sequence}, more than 24 h ahead of this clock; \
+         check the clock, or raise the epoch with a key that may"
+    )]
+    TooFarAhead {
+        /// Where the sequence was found.
+        origin: &'static str,
+        /// The sequence found.
+        sequence: u64,
+    },
+    /// A status, which nobody signs, states an epoch that no signed deployment on the broker comes near.
+    #[error(
+        "the machine's status states epoch {stated}, but the newest signed deployment has epoch {signed}; \
+         if the broker has lost what was newer, raise the epoch with a key that may"
+    )]
+    EpochUnsupported {
+        /// The epoch that the status states.
+        stated: u32,
+        /// The epoch of the retained deployment, 0 when there is none.
+        signed: u32,
+    },
 }
 
 /// What a publisher has read of a machine's orders, both from places that may lie.
@@ -93,20 +107,20 @@ impl Order {
     /// The order of the next deployment: above everything known, and the time if that is higher.
     ///
     /// # Errors
-    /// [`SequenceError`] when a known sequence lies more than 24 h ahead of `now`: agents with a
-    /// synchronised clock would refuse what comes after it.
+    /// [`SequenceError`] when a known sequence lies more than 24 h ahead of `now`, since agents with a
+    /// synchronised clock would refuse what comes after it; and when the floor's epoch is more than one above
+    /// the signed one: whoever can fake a status could otherwise use up the epochs with one message.
     pub fn next(
         now: Timestamp,
         known: KnownOrders,
         id: DeploymentId,
     ) -> Result<Self, SequenceError> {
-        let epoch = known
-            .retained
-            .into_iter()
-            .chain(known.floor)
-            .map(|(epoch, _)| epoch)
-            .max()
-            .unwrap_or(0);
+        let signed = known.retained.map_or(0, |(epoch, _)| epoch);
+        let stated = known.floor.map_or(0, |(epoch, _)| epoch);
+        if stated > signed.saturating_add(1) {
+            return Err(SequenceError::EpochUnsupported { stated, signed });
+        }
+        let epoch = signed.max(stated);
         let mut sequence = now.as_ms();
         for (origin, order) in [
             ("retained deployment", known.retained),
@@ -116,7 +130,7 @@ impl Order {
                 continue;
             };
             if seen >= now.as_ms().saturating_add(SEQUENCE_AHEAD_MS) {
-                return Err(SequenceError {
+                return Err(SequenceError::TooFarAhead {
                     origin,
                     sequence: seen,
                 });
@@ -167,11 +181,27 @@ mod tests {
         assert!(Order::next(NOW, known, ID).is_err());
     }
 
+    #[test]
+    fn a_status_that_lies_cannot_exhaust_the_epochs() {
+        let known = KnownOrders {
+            retained: Some((1, 5)),
+            floor: Some((u32::MAX, 0)),
+        };
+        let error = Order::next(NOW, known, ID).unwrap_err();
+        assert_eq!(
+            error,
+            SequenceError::EpochUnsupported {
+                stated: u32::MAX,
+                signed: 1
+            }
+        );
+    }
+
     proptest! {
         #[test]
         fn the_next_order_is_above_all_that_is_known(
             retained in proptest::option::of((0..3_u32, 0..NOW.as_ms() + SEQUENCE_AHEAD_MS)),
-            floor in proptest::option::of((0..3_u32, 0..NOW.as_ms() + SEQUENCE_AHEAD_MS)),
+            floor in proptest::option::of((0..2_u32, 0..NOW.as_ms() + SEQUENCE_AHEAD_MS)),
         ) {
             let next = Order::next(NOW, KnownOrders { retained, floor }, ID).unwrap();
             for (epoch, sequence) in retained.into_iter().chain(floor) {
