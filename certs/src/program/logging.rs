@@ -44,20 +44,23 @@ impl LogArgs {
 /// `HOIST_LOG` replaces the choice, in the syntax of `tracing_subscriber::EnvFilter`. A second call in one
 /// process changes nothing.
 pub fn init_logging(verbosity: u8, format: LogFormat) {
+    // What rustls warns of, a client that names the server by its address for one, is for nobody to mend.
     let chosen = match verbosity {
-        0 => "warn",
+        0 => "warn,rustls=error",
         1 => {
-            "warn,hoist=info,hoist_agent=info,hoist_broker=info,hoist_certs=info,hoist_publisher=info"
+            "warn,rustls=error,hoist=info,hoist_agent=info,hoist_broker=info,hoist_certs=info,hoist_publisher=info"
         }
         2 => {
             "info,hoist=debug,hoist_agent=debug,hoist_broker=debug,hoist_certs=debug,hoist_publisher=debug"
         }
         _ => "trace",
     };
-    let filter = std::env::var("HOIST_LOG")
-        .ok()
-        .and_then(|filter| EnvFilter::try_new(filter).ok())
-        .unwrap_or_else(|| EnvFilter::new(chosen));
+    let asked = std::env::var("HOIST_LOG").map(EnvFilter::try_new);
+    let (filter, wrong) = match asked {
+        Ok(Ok(filter)) => (filter, None),
+        Ok(Err(error)) => (EnvFilter::new(chosen), Some(error)),
+        Err(_) => (EnvFilter::new(chosen), None),
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -68,5 +71,8 @@ pub fn init_logging(verbosity: u8, format: LogFormat) {
     };
     if let Err(error) = started {
         tracing::debug!(%error, "logging was started before");
+    }
+    if let Some(error) = wrong {
+        tracing::warn!(%error, "HOIST_LOG is no filter and was not followed; it is written like `info,hoist_agent=debug`");
     }
 }
