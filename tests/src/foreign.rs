@@ -14,6 +14,9 @@ use crate::wait;
 /// What `mosquitto_sub -W` exits with when nothing came in time.
 const TIMED_OUT: i32 = 27;
 
+/// A line each message, with retain flag, topic and payload: JSON and presence hold no newline.
+const FORMAT: &str = "%r %t %p";
+
 /// Who connects: certificate and client id.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -107,8 +110,7 @@ impl Client {
     /// # Errors
     /// When `mosquitto_sub` cannot be run.
     pub fn subscribe(&self, filters: &[&str]) -> Result<Subscription> {
-        // Topic and payload on a line each message: JSON and presence hold no newline.
-        self.subscribe_as(filters, "%r %t %p")
+        self.subscribe_as(filters, FORMAT)
     }
 
     /// The same for payloads that are no text: they are given in hexadecimal.
@@ -125,6 +127,24 @@ impl Client {
         for filter in filters {
             command.args(["-t", filter]);
         }
+        let process = Process::start(&format!("sub-{}", self.id), command, &self.logs)?;
+        Ok(Subscription { process })
+    }
+
+    /// Subscribes to `filters` like [`Client::subscribe`], and again whenever the connection was lost:
+    /// `mosquitto_sub` ends then.
+    ///
+    /// # Errors
+    /// When no shell can be run.
+    pub fn keep_subscribed(&self, filters: &[&str]) -> Result<Subscription> {
+        let mut command = process::command("/bin/sh");
+        command.args(["-c", "while :; do \"$@\"; sleep 0.1; done", "sh"]);
+        let mut client = self.command("mosquitto_sub");
+        client.args(["-q", "1", "-F", FORMAT]);
+        for filter in filters {
+            client.args(["-t", filter]);
+        }
+        command.arg(client.get_program()).args(client.get_args());
         let process = Process::start(&format!("sub-{}", self.id), command, &self.logs)?;
         Ok(Subscription { process })
     }
@@ -227,7 +247,7 @@ impl Watch {
         let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
         Ok(Self {
             fleet: fleet.to_owned(),
-            subscription: client.subscribe(&filters)?,
+            subscription: client.keep_subscribed(&filters)?,
         })
     }
 

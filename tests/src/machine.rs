@@ -22,6 +22,9 @@ const NOTES: &str = "/nix/var/hoist-test";
 /// The profile of a NixOS system.
 pub const SYSTEM_PROFILE: &str = "/nix/var/nix/profiles/system";
 
+/// The profile of everything else, as agents are configured here.
+pub const PLAIN_PROFILE: &str = "/nix/var/nix/profiles/hoist";
+
 /// How long a machine is watched for something that must not happen.
 const WATCHED: Duration = Duration::from_millis(600);
 

@@ -17,7 +17,7 @@ use crate::builder::{Builder, Cache};
 use crate::closure::{Closure, System};
 use crate::foreign::{Client, Watch};
 use crate::forge::Forge;
-use crate::machine::{Machine, MachineParts};
+use crate::machine::{Machine, MachineParts, PLAIN_PROFILE};
 use crate::namespace::Namespace;
 use crate::process::{self, Finished, Process};
 use crate::programs::Programs;
@@ -435,10 +435,13 @@ impl World {
         if ended != [status.state] {
             bail!("{name} reported {ended:?} as the end of {id}");
         }
-        if status.current_path != machine.current_system()? {
+        let runs = match machine.current_system()? {
+            Some(system) => Some(system),
+            None => machine.profile(PLAIN_PROFILE)?,
+        };
+        if status.current_path != runs {
             bail!(
-                "{name} runs {:?}, its status says {:?}",
-                machine.current_system()?,
+                "{name} runs {runs:?}, its status says {:?}",
                 status.current_path
             );
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hoist_protocol::{Kind, Reason, State};
 use hoist_tests::closure::{Closure, System};
-use hoist_tests::machine::SYSTEM_PROFILE;
+use hoist_tests::machine::{PLAIN_PROFILE, SYSTEM_PROFILE};
 use hoist_tests::server::Mode;
 use hoist_tests::world::{Options, scenario};
 
@@ -337,7 +337,6 @@ fn a_health_check_that_passes_lets_the_deployment_stand() {
 
 #[test]
 fn a_plain_profile_is_set_and_keeps_its_generations() {
-    const PROFILE: &str = "/nix/var/nix/profiles/hoist";
     scenario(Options::default(), |world| {
         let machine = world.running("web-1")?;
         let one = world.push(&Closure::profile("tool", "1"))?;
@@ -345,17 +344,17 @@ fn a_plain_profile_is_set_and_keeps_its_generations() {
         for path in [&one, &two] {
             let status = world.carry_out(&machine, path)?;
             assert_eq!(status.state, State::Succeeded, "{}", status.message);
-            assert_eq!(machine.profile(PROFILE)?.as_ref(), Some(path));
+            assert_eq!(machine.profile(PLAIN_PROFILE)?.as_ref(), Some(path));
         }
         let ran = machine
-            .run(&format!("{PROFILE}/bin/tool"), &[])?
+            .run(&format!("{PLAIN_PROFILE}/bin/tool"), &[])?
             .success()?;
         assert_eq!(
             ran.trim(),
             "2",
             "the profile's program runs, with what it needs"
         );
-        assert_eq!(machine.generations(PROFILE)?, [(1, one), (2, two)]);
+        assert_eq!(machine.generations(PLAIN_PROFILE)?, [(1, one), (2, two)]);
         assert_eq!(machine.activations()?, [""; 0], "nothing is activated");
         Ok(())
     });
@@ -363,7 +362,6 @@ fn a_plain_profile_is_set_and_keeps_its_generations() {
 
 #[test]
 fn a_plain_profile_whose_check_fails_goes_back_to_the_generation_before() {
-    const PROFILE: &str = "/nix/var/nix/profiles/hoist";
     scenario(Options::default(), |world| {
         let machine = world.running("web-1")?;
         let one = world.push(&Closure::profile("tool", "1"))?;
@@ -372,7 +370,7 @@ fn a_plain_profile_whose_check_fails_goes_back_to_the_generation_before() {
         let check = world.push(&Closure::health_check("exit 1"))?;
         let spec = world.spec(&[(machine.name(), &two)], Some(&check))?;
         world.hoist(&["deploy", spec.as_str()])?.expect_code(4)?;
-        assert_eq!(machine.profile(PROFILE)?, Some(one));
+        assert_eq!(machine.profile(PLAIN_PROFILE)?, Some(one));
         Ok(())
     });
 }
