@@ -231,8 +231,11 @@ mod tests {
         }
 
         #[test]
-        fn no_text_panics(text in "\\PC{0,40}") {
-            let _ = Pattern::parse(&text, &prod());
+        fn any_text_is_a_filter_of_ours_or_none(text in "\\PC{0,40}|hoist/\\PC{0,20}") {
+            if let Ok(Some(_)) = Pattern::parse(&text, &prod()) {
+                let first = text.split('/').next().unwrap();
+                prop_assert!(matches!(first, "hoist" | "+" | "#"), "{}", text);
+            }
         }
     }
 }
