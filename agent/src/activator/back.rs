@@ -71,7 +71,10 @@ impl Activator {
             ));
         }
         let current = facts.current.as_ref();
-        let known = [Some(closure), before.running.as_ref(), was, None];
+        let mut known = vec![Some(closure), before.running.as_ref(), None];
+        if self.rebooted {
+            known.push(was);
+        }
         if before.nixos && !known.contains(&current) {
             return Some(format!("somebody activated {} meanwhile", named(current)));
         }

@@ -61,31 +61,26 @@ pub async fn realise(
     let Some(closure) = request.paths.first() else {
         return Err(FetchError::other("there is nothing to fetch"));
     };
-    // Asked for at the same time, since both take about as long when all is there; the answer before the
-    // fetch is none when something was missing.
-    let fetch = fetch(request, closure, events);
-    let (fetched, size) = match request.timeout {
-        None => tokio::join!(fetch, closure_size(closure)),
-        Some(limit) => tokio::join!(
-            async {
-                tokio::time::timeout(limit, fetch)
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(FetchError::other(&format!(
-                            "cannot fetch {closure}: it took longer than {} s",
-                            limit.as_secs()
-                        )))
-                    })
-            },
-            closure_size(closure)
-        ),
+    let work = async {
+        // Asked for at the same time, since both take about as long when all is there; the answer from
+        // before the fetch is none when something was missing.
+        let (fetched, size) = tokio::join!(fetch(request, closure, events), closure_size(closure));
+        fetched?;
+        let closure_size = match size {
+            Some(size) => Some(size),
+            None => closure_size(closure).await,
+        };
+        Ok(Realised { closure_size })
     };
-    fetched?;
-    let closure_size = match size {
-        Some(size) => Some(size),
-        None => closure_size(closure).await,
-    };
-    Ok(Realised { closure_size })
+    match request.timeout {
+        None => work.await,
+        Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+            let seconds = limit.as_secs_f64();
+            Err(FetchError::other(&format!(
+                "cannot fetch {closure}: it took longer than {seconds} s"
+            )))
+        }),
+    }
 }
 
 async fn fetch(
