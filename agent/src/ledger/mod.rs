@@ -1,7 +1,8 @@
 //! The core's ledger on disk, and the lock that keeps a second agent away from it.
 //!
 //! `<state>/ledger` is one line `hoist-ledger FORMAT SHA256`, then the ledger as JSON. It is replaced as a
-//! whole: written beside, synced, renamed, and the folder synced.
+//! whole: written beside, synced, renamed, and the folder synced. Room for the next one is taken in advance, so
+//! that a deployment that fills the disk can still be recorded as having failed.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -10,7 +11,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_agent_core::Ledger;
 use hoist_protocol::digest;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 
 /// The format that this version writes; fields may be added within it.
 const FORMAT: u32 = 1;
@@ -20,6 +21,9 @@ const MAGIC: &str = "hoist-ledger";
 
 /// Largest ledger that is read, in bytes: many times what [`Ledger`]'s own limits allow.
 const MAX_LEN: u64 = 4 * 1024 * 1024;
+
+/// Disk taken in advance for the next ledger, in bytes: more than the largest usual one.
+const RESERVED: u64 = 256 * 1024;
 
 /// Why the ledger cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -152,19 +156,43 @@ impl LedgerFile {
     /// [`LedgerError::Io`]; the ledger that was there before is untouched then.
     pub fn save(&self, ledger: &Ledger) -> Result<(), LedgerError> {
         let path = self.path();
-        let new = self.state.join("ledger.new");
-        let mut file = OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&new)
-            .map_err(io_error("open", &new))?;
-        file.write_all(&encode(ledger))
+        let bytes = encode(ledger);
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let mut file = self.open_new()?;
+        let new = self.new_path();
+        file.write_all(&bytes)
+            .and_then(|()| file.set_len(len))
             .map_err(io_error("write the ledger", &new))?;
         file.sync_all().map_err(io_error("sync the ledger", &new))?;
         fs::rename(&new, &path).map_err(io_error("replace the ledger", &path))?;
-        self.sync_folder()
+        self.sync_folder()?;
+        if let Err(error) = self.reserve() {
+            // Not every file system can, and this one is saved.
+            tracing::debug!(%error, "no room for the next ledger was taken");
+        }
+        Ok(())
+    }
+
+    fn new_path(&self) -> Utf8PathBuf {
+        self.state.join("ledger.new")
+    }
+
+    /// Opens the file that becomes the next ledger, with the room that was taken for it.
+    fn open_new(&self) -> Result<File, LedgerError> {
+        let new = self.new_path();
+        OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&new)
+            .map_err(io_error("open", &new))
+    }
+
+    fn reserve(&self) -> Result<(), LedgerError> {
+        let file = self.open_new()?;
+        fallocate(&file, FallocateFlags::empty(), 0, RESERVED)
+            .map_err(|errno| io_error("take room for", &self.new_path())(errno.into()))
     }
 
     fn sync_folder(&self) -> Result<(), LedgerError> {
@@ -281,6 +309,20 @@ mod tests {
         }
         let newer = b"hoist-ledger 2 00\n{}";
         assert!(matches!(decode(newer), Err(Damage::Newer(2))));
+    }
+
+    #[test]
+    fn room_for_the_next_ledger_is_taken_in_advance() {
+        use std::os::unix::fs::MetadataExt as _;
+        let (_dir, state) = state();
+        let file = LedgerFile::open(&state).unwrap();
+        for _ in 0..2 {
+            file.save(&ledger()).unwrap();
+            let taken = fs::metadata(file.new_path()).unwrap().blocks() * 512;
+            assert!(taken >= RESERVED, "{taken}");
+            // What is left of the room does not end up in the ledger.
+            assert_eq!(file.load().unwrap(), ledger());
+        }
     }
 
     #[test]

@@ -147,15 +147,16 @@ impl Shell {
     }
 
     fn report(&mut self, status: &Status) {
-        let id = status.id.map(|id| id.to_string()).unwrap_or_default();
-        tracing::info!(
-            state = %status.state,
-            id,
-            reason = status.reason.map(hoist_protocol::Reason::as_str).unwrap_or_default(),
-            message = %status.message,
-            progress = status.progress,
-            "status"
-        );
+        let said = format!("{:?} {} {:?}", status.id, status.state, status.message);
+        if self.said.is_news(&said) {
+            tracing::info!(
+                state = %status.state,
+                id = status.id.map(tracing::field::display),
+                reason = status.reason.map(tracing::field::display),
+                message = Some(&status.message).filter(|m| !m.is_empty()).map(tracing::field::display),
+                "status"
+            );
+        }
         self.broker.publish(Payload {
             channel: Channel::Status,
             bytes: status.to_json(),

@@ -120,7 +120,7 @@ async fn fetch(order: Box<FetchOrder>, roots: Utf8PathBuf, news: mpsc::Sender<Fe
                     }
                 }
                 FetchEvent::Progress(_) => {}
-                FetchEvent::Line(line) => tracing::info!(id = %order.id, "nix: {line}"),
+                FetchEvent::Line(line) => tracing::debug!(id = %order.id, "nix: {line}"),
             }
         }
     };

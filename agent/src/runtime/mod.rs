@@ -97,6 +97,8 @@ struct Shell {
     broker: Broker,
     /// Inputs that effects gave rise to.
     inputs: VecDeque<Input>,
+    /// What the log says about the deployment under way.
+    said: Changes,
     started: Instant,
     refresh_at: Instant,
     synchronised: bool,
@@ -132,6 +134,7 @@ impl Shell {
             fetch: None,
             fetch_news: mpsc::channel(16),
             inputs: VecDeque::new(),
+            said: Changes::default(),
             started,
             synchronised: false,
             signals,
@@ -186,7 +189,6 @@ impl Shell {
         let wake_at = self.agent.wake_at().map(|uptime| self.started + uptime);
         let look_at = self.watch.as_ref().map(Watch::look_at);
         tokio::select! {
-            biased;
             name = self.signals.next() => Event::Stop(name),
             event = self.broker.next() => Event::Broker(event),
             Some(news) = self.fetch_news.1.recv() => Event::Fetch(news),
