@@ -65,6 +65,8 @@ pub(super) struct Broker {
     denials: Changes,
     echo: Echo,
     reach: Option<Reach>,
+    /// [`ANSWER`], but for tests.
+    answer: Duration,
 }
 
 fn nonce() -> String {
@@ -83,6 +85,7 @@ impl Broker {
             denials: Changes::default(),
             echo: Echo::Unknown,
             reach: None,
+            answer: ANSWER,
         }
     }
 
@@ -119,7 +122,7 @@ impl Broker {
                 self.connected = Some(Instant::now());
                 self.failures.clear();
                 if let Some(reach) = &mut self.reach {
-                    reach.deadline = Some(Instant::now() + ANSWER);
+                    reach.deadline = Some(Instant::now() + self.answer);
                 }
                 self.refresh();
                 Some(BrokerEvent::Connected)
@@ -240,7 +243,7 @@ impl Broker {
             );
         }
         if echo && let Some(reach) = &mut self.reach {
-            reach.deadline = Some(Instant::now() + ANSWER);
+            reach.deadline = Some(Instant::now() + self.answer);
             let nonce = reach.nonce.clone();
             self.say(nonce);
         }
@@ -344,3 +347,6 @@ impl Broker {
         link.close().await;
     }
 }
+
+#[cfg(test)]
+mod tests;
