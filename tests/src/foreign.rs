@@ -364,6 +364,17 @@ impl Watch {
         }
     }
 
+    /// Waits until the newest deployment that the machine reports has ended, and gives that report. What another
+    /// client has seen a moment ago may still be on its way to this one.
+    ///
+    /// # Errors
+    /// When it does not end in `state`; shows the newest report.
+    pub fn wait_end(&self, agent: &AgentName, state: State) -> Result<Status> {
+        self.wait_status(agent, &format!("its deployment {state}"), |status| {
+            status.state == state
+        })
+    }
+
     /// Waits until the newest presence is `online` or `offline`.
     ///
     /// # Errors

@@ -9,7 +9,6 @@ use serde_json::json;
 use super::stage::Stage;
 use crate::closure::{Closure, System};
 use crate::machine::Machine;
-use crate::server::Mode;
 use crate::wait;
 use crate::world::{Options, Site, World};
 
@@ -150,9 +149,9 @@ impl Play {
             .watch()
             .wait_presence(self.laptop.name(), "offline")?;
         let v2 = self.build("v2", &self.machines(), None)?;
-        self.stage.hoist(&["deploy", "v2.json"], 0)?;
+        self.stage.hoist(&["deploy", "v2.json", "--quiet"], 0)?;
         let v3 = self.build("v3", &self.machines(), None)?;
-        self.stage.hoist(&["deploy", "v3.json"], 0)?;
+        self.stage.hoist(&["deploy", "v3.json", "--quiet"], 0)?;
         self.runs(&self.web_1, &v3[0])?;
         self.runs(&self.web_2, &v3[1])?;
         self.stage.say("The laptop wakes up.");
@@ -256,7 +255,6 @@ impl Play {
         for name in NAMES {
             ensure!(status.contains(name), "hoist status does not name {name}");
         }
-        self.world.cache.server.set(Mode::Serving);
         Ok(())
     }
 

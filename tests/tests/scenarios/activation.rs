@@ -101,11 +101,7 @@ fn an_activation_that_exits_1_leaves_the_machine_as_it_was() {
         assert_eq!(world.carry_out(&machine, &v1)?.state, State::Succeeded);
 
         let status = world.carry_out(&machine, &v2)?;
-        assert!(
-            matches!(status.state, State::Failed | State::RolledBack),
-            "{}",
-            status.state
-        );
+        assert_eq!(status.state, State::Failed, "{}", status.message);
         assert_eq!(status.reason, Some(Reason::ActivationFailed));
         let said = status
             .log_tail
@@ -127,8 +123,7 @@ fn an_activation_that_fails_half_way_is_rolled_back() {
         let v2 = world.system(&System::new("web-1", "2").failing_after(2))?;
         assert_eq!(world.carry_out(&machine, &v1)?.state, State::Succeeded);
 
-        let done = world.deploy(&machine, &v2, &[])?;
-        assert!(matches!(done.code, 3 | 4), "exit code {}", done.code);
+        world.deploy(&machine, &v2, &[])?.expect_code(3)?;
         assert_eq!(machine.current_system()?.as_ref(), Some(&v1));
         assert_eq!(machine.profile(SYSTEM_PROFILE)?.as_ref(), Some(&v1));
         assert_eq!(
@@ -151,11 +146,7 @@ fn an_activation_that_hangs_is_stopped_and_rolled_back() {
         forge.target.activation_timeout_ms = 1500;
         let id = world.publish(&forge)?;
         let status = world.settled(&machine, id)?;
-        assert!(
-            matches!(status.state, State::Failed | State::RolledBack),
-            "{}",
-            status.state
-        );
+        assert_eq!(status.state, State::Failed, "{}", status.message);
         assert_eq!(status.reason, Some(Reason::ActivationTimedOut));
         assert_eq!(machine.current_system()?.as_ref(), Some(&v1));
         assert_eq!(machine.profile(SYSTEM_PROFILE)?.as_ref(), Some(&v1));
@@ -226,18 +217,23 @@ fn a_first_deployment_that_is_never_confirmed_says_that_there_is_nothing_to_go_b
     scenario(Options::default(), |world| {
         let machine = world.running("web-1")?;
         let bad = world.system(&System::new("web-1", "1"))?;
+        let good = world.system(&System::new("web-1", "2"))?;
         let check = world.push(&Closure::health_check("exit 1"))?;
         let spec = world.spec(&[(machine.name(), &bad)], Some(&check))?;
-        let done = world.hoist(&["deploy", spec.as_str()])?;
-        assert!(matches!(done.code, 3 | 4), "exit code {}", done.code);
+        world.hoist(&["deploy", spec.as_str()])?.expect_code(3)?;
         assert_eq!(
             machine.profile(SYSTEM_PROFILE)?,
             None,
             "it is not what the machine boots"
         );
         assert_eq!(machine.boot_default()?, None);
-        let status = world.watch().status(machine.name())?.expect("it reported");
+        let status = world
+            .watch()
+            .wait_end(machine.name(), State::RollbackFailed)?;
         assert_eq!(status.reason, Some(Reason::HealthCheckFailed));
+        let message = status.message.as_str();
+        assert!(message.contains("nothing to go back to"), "{message}");
+        assert_eq!(world.carry_out(&machine, &good)?.state, State::Succeeded);
         Ok(())
     });
 }
@@ -280,11 +276,7 @@ fn a_boot_loader_that_cannot_be_set_rolls_the_machine_back() {
         assert_eq!(world.carry_out(&machine, &v1)?.state, State::Succeeded);
 
         let status = world.carry_out(&machine, &v2)?;
-        assert!(
-            matches!(status.state, State::Failed | State::RolledBack),
-            "{}",
-            status.state
-        );
+        assert_eq!(status.state, State::Failed, "{}", status.message);
         assert_eq!(status.reason, Some(Reason::CommitFailed));
         assert_eq!(machine.current_system()?.as_ref(), Some(&v1));
         assert_eq!(machine.profile(SYSTEM_PROFILE)?.as_ref(), Some(&v1));
@@ -305,8 +297,7 @@ fn a_health_check_that_fails_rolls_the_machine_back() {
         let spec = world.spec(&[(machine.name(), &v2)], Some(&check))?;
         let done = world.hoist(&["deploy", spec.as_str()])?.expect_code(4)?;
         assert!(done.stdout.contains("rolled back"), "{}", done.stdout);
-        let status = world.watch().status(machine.name())?.expect("it reported");
-        assert_eq!(status.state, State::RolledBack);
+        let status = world.watch().wait_end(machine.name(), State::RolledBack)?;
         assert_eq!(status.reason, Some(Reason::HealthCheckFailed));
         let said = status
             .log_tail
@@ -453,7 +444,7 @@ fn a_cache_signed_with_a_key_that_the_machine_does_not_trust_fails_the_deploymen
             "{}",
             done.stdout
         );
-        let status = world.watch().status(machine.name())?.expect("it reported");
+        let status = world.watch().wait_end(machine.name(), State::Failed)?;
         assert_eq!(status.state, State::Failed);
         assert_eq!(
             status.reason,

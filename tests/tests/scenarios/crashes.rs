@@ -2,7 +2,7 @@
 //! confirmed, or on the one before, and says so exactly once.
 
 use anyhow::Result;
-use hoist_protocol::{DeploymentId, State};
+use hoist_protocol::{DeploymentId, Reason, State};
 use hoist_tests::closure::{Closure, System};
 use hoist_tests::machine::{Gate, Machine, SYSTEM_PROFILE};
 use hoist_tests::server::Mode;
@@ -164,12 +164,12 @@ fn crash(victim: Victim, moment: Moment) {
             status.state,
             status.message
         );
-        assert_eq!(
-            status.reason.is_none(),
-            forward,
-            "a failure has a reason: {:?}",
-            status.reason
-        );
+        let reason = match moment {
+            _ if forward => None,
+            Moment::RollingBack => Some(Reason::HealthCheckFailed),
+            _ => Some(Reason::Interrupted),
+        };
+        assert_eq!(status.reason, reason, "{}", status.message);
         assert_eq!(machine.current_system()?.as_ref(), Some(&expected));
         assert_eq!(machine.profile(SYSTEM_PROFILE)?.as_ref(), Some(&expected));
         assert_eq!(machine.boot_default()?.as_ref(), Some(&expected));

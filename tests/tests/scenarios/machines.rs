@@ -8,6 +8,7 @@ use hoist_tests::namespace::Namespace;
 use hoist_tests::process;
 use hoist_tests::programs::Programs;
 use hoist_tests::server::Mode;
+use hoist_tests::world::{Options, scenario};
 
 struct Workshop {
     _folder: tempfile::TempDir,
@@ -120,4 +121,20 @@ fn nothing_of_a_machine_survives_when_its_power_is_cut() -> Result<()> {
     machine.kill_all()?;
     assert!(!process.is_alive()?);
     Ok(())
+}
+
+#[test]
+fn a_secret_in_a_log_does_not_go_unnoticed() {
+    scenario(Options::default(), |world| {
+        world.check_logs()?;
+        let log = world.site().logs().join("careless.err");
+        let key = std::fs::read_to_string(&world.signing_key.path)?;
+        std::fs::write(&log, format!("publishing with {key}"))?;
+        let found = world
+            .check_logs()
+            .expect_err("the log holds the signing key")
+            .to_string();
+        assert!(found.contains("careless.err"), "{found}");
+        Ok(std::fs::remove_file(&log)?)
+    });
 }
