@@ -33,6 +33,8 @@ pub enum Outcome {
     Superseded,
     /// The machine was under way, or silent, when the time was up.
     TimedOut,
+    /// The machine was under way, or silent, when somebody interrupted the run.
+    UnderWay,
     /// The machine is offline and gets it when it returns.
     Offline,
 }
@@ -76,6 +78,7 @@ impl Outcome {
             Self::Expired => "expired",
             Self::Superseded => "superseded",
             Self::TimedOut => "timed_out",
+            Self::UnderWay => "under_way",
             Self::Offline => "offline",
         }
     }
@@ -90,12 +93,13 @@ impl Outcome {
     #[must_use]
     pub const fn advice(self, agent_log: &str) -> &str {
         match self {
-            // The messages of the last three are the publisher's own and say what to do already.
+            // The messages of the last four are the publisher's own and say what to do already.
             Self::Succeeded
             | Self::Unchanged
             | Self::Published
             | Self::Superseded
             | Self::TimedOut
+            | Self::UnderWay
             | Self::Offline => "",
             Self::NotPublished => "nothing has changed on it",
             Self::Failed | Self::RolledBack => agent_log,
@@ -191,7 +195,7 @@ impl Exit {
                 Outcome::Rejected => Self::Rejected,
                 Outcome::Expired => Self::Expired,
                 Outcome::Superseded => Self::Superseded,
-                Outcome::TimedOut => Self::TimedOut,
+                Outcome::TimedOut | Outcome::UnderWay => Self::TimedOut,
                 Outcome::Offline if waited_for_all || all_offline => Self::Offline,
                 Outcome::Offline => Self::Ok,
             })

@@ -125,7 +125,7 @@ impl MachineReport {
     fn row(&self) -> Vec<(String, Tone)> {
         let tone = match self.outcome {
             outcome if outcome.is_good() => Tone::Good,
-            Outcome::Offline | Outcome::Superseded => Tone::Mild,
+            Outcome::Offline | Outcome::Superseded | Outcome::UnderWay => Tone::Mild,
             _ => Tone::Bad,
         };
         let id = self.id.map_or_else(|| "-".to_owned(), DeploymentId::short);
@@ -177,6 +177,15 @@ impl Report {
             interrupted: false,
             warnings,
             machines,
+        }
+    }
+
+    /// The run ended for another reason than the time: what was under way is still.
+    pub fn time_was_not_up(&mut self) {
+        for machine in &mut self.machines {
+            if machine.outcome == Outcome::TimedOut {
+                machine.outcome = Outcome::UnderWay;
+            }
         }
     }
 

@@ -327,6 +327,9 @@ impl<'a> Sending<'a> {
             Stop::Interrupted => Exit::Interrupted,
             Stop::Lost(_) => Exit::Error,
         };
+        if matches!(stop, Stop::Interrupted | Stop::Lost(_)) {
+            report.time_was_not_up();
+        }
         report.exit_code = exit.code();
         report.interrupted = matches!(stop, Stop::Interrupted);
         show_tails(console, &report, lines_shown);

@@ -168,13 +168,18 @@ fn summary(published: Published, machines: &[(Look, Outlook<'_>)]) -> String {
     if !published.is_over() {
         return format!("publishing {there}/{of}{hidden}");
     }
-    format!(
-        "{} of {of} done, {} under way, {} waiting, {} not well{hidden}",
-        count(&[Look::Good]),
-        count(&[Look::Measured, Look::Working]),
-        count(&[Look::Waiting]),
-        count(&[Look::Bad]),
-    )
+    let mut summary = format!("{} of {of} done", count(&[Look::Good]));
+    for (looks, what) in [
+        (&[Look::Measured, Look::Working][..], "under way"),
+        (&[Look::Waiting], "waiting"),
+        (&[Look::Bad], "not well"),
+    ] {
+        let number = count(looks);
+        if number > 0 {
+            summary.push_str(&format!(", {number} {what}"));
+        }
+    }
+    summary + &hidden
 }
 
 #[cfg(test)]

@@ -163,8 +163,10 @@ impl Delivery {
                 }
                 self.again(Refusal::Closed);
             }
-            // The subscriptions of the next connection show it.
-            Stage::Requested | Stage::Awaited { .. } => self.stage = Stage::Acknowledged,
+            // It is read back once more: a broker that was restarted may have lost it.
+            Stage::Requested | Stage::Awaited { .. } | Stage::Stands => {
+                self.stage = Stage::Acknowledged;
+            }
             _ => {}
         }
     }
@@ -289,6 +291,17 @@ mod tests {
         let mut delivery = awaited();
         delivery.disconnected(true);
         assert_eq!(*delivery.stage(), Stage::Acknowledged);
+    }
+
+    #[test]
+    fn what_a_restarted_broker_has_lost_is_published_again() {
+        let mut delivery = awaited();
+        delivery.saw(&Found::Ours, true);
+        delivery.disconnected(true);
+        delivery.requested();
+        delivery.granted(T);
+        delivery.tick(T + QUIET, Duration::ZERO);
+        assert_eq!(*delivery.stage(), Stage::Queued);
     }
 
     #[test]
