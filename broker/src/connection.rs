@@ -14,7 +14,7 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::guard::{Agents, Peer};
-use crate::hub::{Hub, Number};
+use crate::hub::{Client, Hub, Number};
 use crate::inbox::{Event, Inbox};
 use crate::message::Message;
 use crate::router::{Relay, Router, Watch, WatchError};
@@ -48,7 +48,7 @@ pub(crate) struct Connection<S> {
     session: Session,
     inbox: Arc<Inbox>,
     /// The client of the hub that is this session.
-    client: Option<(Peer, String)>,
+    client: Option<Client>,
     watch: Option<Watch>,
     /// Plain bytes that the session did not take yet.
     unread: Vec<u8>,
@@ -72,14 +72,14 @@ enum Woken {
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub(crate) fn new(
         stream: S,
-        peer: Peer,
+        peer: Arc<Peer>,
         address: SocketAddr,
         number: Number,
         shared: Arc<Shared>,
-    ) -> Self {
+    ) -> Box<Self> {
         let now = Instant::now();
         let alarm = Box::pin(sleep_until(now + shared.timeouts.connect));
-        Self {
+        Box::new(Self {
             stream,
             address,
             number,
@@ -93,11 +93,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             heard: now,
             stalled: None,
             alarm,
-        }
+        })
     }
 
     /// Serves the client until the session ends, then applies its will.
-    pub(crate) async fn serve(mut self) {
+    pub(crate) async fn serve(mut self: Box<Self>) {
+        self.run().await;
+        // In a box, as the effects are: what is awaited once in a while would otherwise take its room for as
+        // long as the connection lives.
+        Box::pin(self.finish()).await;
+    }
+
+    async fn run(&mut self) {
         if self.shared.hub.enter(self.number, &self.inbox).is_err() {
             self.session.end(Ended::Stopping);
         }
@@ -115,10 +122,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Woken::Lost(why) => self.session.end(Ended::Lost(why)),
             }
             for effect in self.session.take_effects() {
-                self.carry_out(effect).await;
+                Box::pin(self.carry_out(effect)).await;
             }
         }
-        self.finish().await;
     }
 
     /// Moves what can be moved: events first, then bytes out, then bytes in, then the clock.
@@ -282,12 +288,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn claim(&mut self, client_id: String) {
-        let peer = self.session.peer().clone();
-        let before = self
-            .shared
-            .hub
-            .claim(self.number, &peer, &client_id, self.address);
-        self.client = Some((peer.clone(), client_id.clone()));
+        let client = (Arc::clone(self.session.peer()), client_id);
+        let before = self.shared.hub.claim(self.number, &client, self.address);
         if let Some(before) = before {
             // Its will has to be applied before anybody hears that the new session is there.
             before.ended().await;
@@ -296,11 +298,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             // A third one has taken over meanwhile, or the broker stops.
             Some(reason) => self.session.unavailable(reason),
             None => {
+                let (peer, client_id) = &client;
                 debug!(%peer, client_id, address = %self.address, "connected");
                 self.session.claimed();
                 self.heard = Instant::now();
             }
         }
+        self.client = Some(client);
     }
 
     async fn subscribe(&mut self, packet_id: u16, requests: Vec<Request>) {
@@ -359,7 +363,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     /// Applies the will, lets go of the client id, and says the last words.
-    async fn finish(self) {
+    async fn finish(self: Box<Self>) {
         let Self {
             mut stream,
             mut session,
@@ -369,7 +373,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             client,
             address,
             ..
-        } = self;
+        } = *self;
         log_end(&session, client.as_ref(), address);
         let output = std::mem::take(session.output());
         for machine in session.machines() {
@@ -423,7 +427,7 @@ fn moved(result: io::Result<()>) -> Woken {
     }
 }
 
-fn log_end(session: &Session, client: Option<&(Peer, String)>, address: SocketAddr) {
+fn log_end(session: &Session, client: Option<&Client>, address: SocketAddr) {
     let peer = session.peer();
     let Some(ended) = session.ended() else {
         return;

@@ -45,9 +45,9 @@ enum Turned {
     #[error("there is no certificate")]
     NoCertificate,
     #[error("{0} is no client")]
-    Broker(Peer),
+    Broker(Arc<Peer>),
     #[error("{0} has too many connections")]
-    Identities(Peer),
+    Identities(Arc<Peer>),
     #[error("the broker stops")]
     Stopping,
 }
@@ -76,7 +76,7 @@ pub(crate) struct Edge {
     timeouts: Timeouts,
     shared: Arc<Shared>,
     handshakes: Arc<Counts<IpAddr>>,
-    identities: Arc<Counts<Peer>>,
+    identities: Arc<Counts<Arc<Peer>>>,
     connections: Arc<Semaphore>,
     numbers: AtomicU64,
     /// Closed when the broker stops.
@@ -156,18 +156,19 @@ impl Edge {
                     Role::Agent => per_identity.min(AGENT_CONNECTIONS),
                     _ => per_identity,
                 };
-                let Some(counted) = Counts::take(&identities, peer.clone(), limit) else {
+                let Some(counted) = Counts::take(&identities, Arc::clone(&peer), limit) else {
                     return Err(Turned::Identities(peer));
                 };
-                Ok((stream, peer, counted))
+                Ok((
+                    Connection::new(stream, peer, address, number, shared),
+                    counted,
+                ))
             })
             .await;
             drop((handshake, identities, tls, stopping));
             match handshaken {
-                Ok((stream, peer, counted)) => {
-                    Connection::new(stream, peer, address, number, shared)
-                        .serve()
-                        .await;
+                Ok((connection, counted)) => {
+                    connection.serve().await;
                     drop(counted);
                 }
                 Err(Turned::Stopping) => debug!(%address, "turned away: the broker stops"),
@@ -194,12 +195,12 @@ async fn shake_hands(
     Ok(stream)
 }
 
-fn identify(stream: &TlsStream<TcpStream>) -> Result<Peer, Turned> {
+fn identify(stream: &TlsStream<TcpStream>) -> Result<Arc<Peer>, Turned> {
     let chain = stream.get_ref().1.peer_certificates();
     let certificate = chain
         .and_then(|chain| chain.first())
         .ok_or(Turned::NoCertificate)?;
-    let peer = Peer::from(&Identity::from_certificate(certificate)?);
+    let peer = Arc::new(Peer::from(&Identity::from_certificate(certificate)?));
     if peer.role == Role::Broker {
         return Err(Turned::Broker(peer));
     }

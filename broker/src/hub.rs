@@ -16,7 +16,7 @@ pub(crate) type Number = u64;
 
 /// What a session is found by: two sessions are the same client when certificate identity and client id are the
 /// same. Another identity can never take a session over.
-type Client = (Peer, String);
+pub(crate) type Client = (Arc<Peer>, String);
 
 /// The live sessions.
 #[derive(Debug, Default)]
@@ -55,20 +55,18 @@ impl Hub {
     pub(crate) fn claim(
         &self,
         number: Number,
-        peer: &Peer,
-        client_id: &str,
+        client: &Client,
         from: SocketAddr,
     ) -> Option<Arc<Inbox>> {
         let mut sessions = self.sessions();
-        let client = (peer.clone(), client_id.to_owned());
-        let before = sessions.clients.insert(client, number)?;
+        let before = sessions.clients.insert(client.clone(), number)?;
         let before = sessions.all.get(&before).map(Arc::clone)?;
         before.end(Ended::TakenOver(from));
         Some(before)
     }
 
     /// Forgets a connection and, unless it was taken over, its client.
-    pub(crate) fn leave(&self, number: Number, client: Option<(Peer, String)>) {
+    pub(crate) fn leave(&self, number: Number, client: Option<Client>) {
         let mut sessions = self.sessions();
         sessions.all.remove(&number);
         if let Some(client) = client
@@ -149,19 +147,24 @@ mod tests {
         for (number, inbox) in [(1, &first), (2, &second), (3, &other)] {
             hub.enter(number, inbox).unwrap();
         }
-        let web = peer(Role::Agent, "prod", "web-1");
-        let namesake = peer(Role::Agent, "test", "web-1");
-        assert!(hub.claim(1, &web, "web-1", address()).is_none());
-        assert!(hub.claim(3, &namesake, "web-1", address()).is_none());
+        let client = |fleet| {
+            (
+                Arc::new(peer(Role::Agent, fleet, "web-1")),
+                "web-1".to_owned(),
+            )
+        };
+        let (web, namesake) = (client("prod"), client("test"));
+        assert!(hub.claim(1, &web, address()).is_none());
+        assert!(hub.claim(3, &namesake, address()).is_none());
         assert_eq!(first.told_to_end(), None);
-        assert!(hub.claim(2, &web, "web-1", address()).is_some());
+        assert!(hub.claim(2, &web, address()).is_some());
         assert_eq!(first.told_to_end(), Some(Ended::TakenOver(address())));
         assert_eq!(other.told_to_end(), None);
         // The old one leaves late: the client stays with the new one.
-        hub.leave(1, Some((web.clone(), "web-1".to_owned())));
+        hub.leave(1, Some(web.clone()));
         let third = Inbox::new();
         hub.enter(4, &third).unwrap();
-        assert!(hub.claim(4, &web, "web-1", address()).is_some());
+        assert!(hub.claim(4, &web, address()).is_some());
         assert_eq!(second.told_to_end(), Some(Ended::TakenOver(address())));
     }
 

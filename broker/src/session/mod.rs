@@ -98,7 +98,7 @@ enum Phase {
 
 /// One client's session.
 pub(crate) struct Session {
-    peer: Peer,
+    peer: Arc<Peer>,
     policy: Arc<Policy>,
     /// A number that no other connection of this process has.
     number: u64,
@@ -117,7 +117,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn new(peer: Peer, policy: Arc<Policy>, number: u64) -> Self {
+    pub(crate) fn new(peer: Arc<Peer>, policy: Arc<Policy>, number: u64) -> Self {
         Self {
             frames: Frames::new(peer.role),
             peer,
@@ -137,7 +137,7 @@ impl Session {
         }
     }
 
-    pub(crate) const fn peer(&self) -> &Peer {
+    pub(crate) const fn peer(&self) -> &Arc<Peer> {
         &self.peer
     }
 

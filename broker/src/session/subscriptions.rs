@@ -52,6 +52,10 @@ impl Subscriptions {
             Agents::One(agent) => {
                 let agent = agent.clone();
                 let at = self.exact.partition_point(|(other, _)| *other <= agent);
+                if self.exact.len() < 4 {
+                    // An agent has one or two: no room for more is kept.
+                    self.exact.reserve_exact(1);
+                }
                 self.exact.insert(at, (agent, subscription));
             }
             Agents::All => self.wild.push(subscription),

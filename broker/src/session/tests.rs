@@ -18,7 +18,7 @@ fn policy() -> Arc<Policy> {
 }
 
 fn session(role: Role) -> Session {
-    Session::new(peer(role, "prod", "web-1"), policy(), 1)
+    Session::new(Arc::new(peer(role, "prod", "web-1")), policy(), 1)
 }
 
 fn bytes(packet: &Packet) -> Vec<u8> {
