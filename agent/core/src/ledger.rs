@@ -217,3 +217,49 @@ impl Ledger {
         changed
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hoist_protocol::State;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn ended(n: u64, state: State) -> Ended {
+        Ended {
+            entry: HistoryEntry {
+                id: DeploymentId::new(Uuid::from_u128(u128::from(n))),
+                epoch: 0,
+                sequence: n,
+                state,
+                reason: None,
+                message: Text::default(),
+                path: None,
+                previous_path: None,
+                started_at: Timestamp::from_ms(1),
+                ended_at: Timestamp::from_ms(2),
+                closure_size: None,
+            },
+            message: Text::default(),
+            attempts: 1,
+            log_lines: None,
+            log_tail: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_first_outcome_of_an_id_is_its_outcome() {
+        let mut ledger = Ledger::default();
+        ledger.record(ended(1, State::Failed));
+        ledger.record(ended(1, State::Succeeded));
+        let states: Vec<_> = ledger.history.iter().map(|r| r.entry.state).collect();
+        assert_eq!(states, [State::Failed]);
+    }
+
+    #[test]
+    fn what_a_newer_version_added_is_no_obstacle() {
+        let json = r#"{"floor": null, "added_later": {"a": 1}}"#;
+        let ledger: Ledger = serde_json::from_str(json).unwrap();
+        assert_eq!(ledger, Ledger::default());
+    }
+}

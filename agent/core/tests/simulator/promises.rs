@@ -1,6 +1,6 @@
 //! What has to hold after every effect.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hoist_agent_core::{JobOrder, Ledger};
 use hoist_protocol::{
@@ -19,6 +19,8 @@ pub(crate) struct Promises {
     good: BTreeMap<DeploymentId, (StorePath, Option<StorePath>)>,
     /// The deployment that is being offered, when one is.
     pub(crate) offering: Option<usize>,
+    /// Whose outcomes the broker has acknowledged.
+    pub(crate) acknowledged: BTreeSet<DeploymentId>,
     /// For whom the way to the broker was proven.
     pub(crate) reached: Option<DeploymentId>,
 }
@@ -37,6 +39,9 @@ impl Promises {
             let id = record.entry.id;
             if new.history[..n].iter().any(|other| other.entry.id == id) {
                 return Err(format!("{id} has two outcomes"));
+            }
+            if record.delivered && !world.promises.acknowledged.contains(&id) {
+                return Err(format!("the outcome of {id} counts as told, and is not"));
             }
             match world.promises.outcomes.get(&id) {
                 Some(known) if *known == record.entry => {}

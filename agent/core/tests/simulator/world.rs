@@ -163,6 +163,11 @@ impl World {
             "the ledger changed on its way to disk and back"
         );
         self.agent = Some(Agent::new(self.fleet.config.clone(), ledger));
+        let phases = self
+            .jobs
+            .iter()
+            .filter_map(|(id, job)| Some((*id, job.phase?)));
+        self.seen = phases.collect();
         let jobs = self.jobs.values();
         let found = jobs.map(|job| FoundJob {
             order: job.order,
@@ -184,6 +189,9 @@ impl World {
         self.answers.push_back(input);
         while let Some(input) = self.answers.pop_front() {
             self.note(|| format!("input {}", brief(&input)));
+            if let Input::Delivered(ids) = &input {
+                self.promises.acknowledged.extend(ids);
+            }
             let Some(agent) = &mut self.agent else {
                 return Ok(());
             };
@@ -234,6 +242,9 @@ impl World {
             Effect::Confirm(id) => {
                 if self.promises.reached != Some(id) {
                     return Err(format!("confirms {id} without having reached the broker"));
+                }
+                if self.seen.get(&id) != Some(&JobPhase::Confirming) {
+                    return Err(format!("confirms {id}, which did not ask for it"));
                 }
                 if let Some(job) = self.jobs.get_mut(&id) {
                     job.confirmed |= job.phase == Some(JobPhase::Confirming) && job.alive;
