@@ -30,6 +30,8 @@ fail() {
     exit 1
 }
 
+command -v cargo > /dev/null || fail "Rust is missing; install it from https://rustup.rs"
+
 if ((${#missing[@]} > 0)); then
     echo "missing: ${missing[*]}" >&2
     mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
@@ -49,8 +51,6 @@ if ((${#missing[@]} > 0)); then
         apt-get -qq install --yes --no-install-recommends "${packages[@]}" > /dev/null
 fi
 
-command -v cargo > /dev/null || fail "Rust is missing; install it from https://rustup.rs"
-
 # A test machine gets a /nix of its own, which would hide a Nix that is installed there.
 nix=$(readlink -f "$(command -v nix-store)")
 if [[ $nix == /nix/* ]]; then
@@ -69,8 +69,9 @@ map_root=()
 if ((EUID != 0)); then
     map_root=(--map-root-user)
 fi
-if ! unshare --mount "${map_root[@]}" mount --bind /tmp /nix 2> /dev/null; then
-    fail "mount namespaces are not allowed here. In a container: run it with --cap-add SYS_ADMIN and
-       --security-opt apparmor=unconfined. On Ubuntu 24.04 and later:
-       sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 (or run make as root)"
+if ! said=$(unshare --mount "${map_root[@]}" mount --bind /tmp /nix 2>&1); then
+    fail "mount namespaces are not allowed here ($said).
+       In a container: run it with --cap-add SYS_ADMIN and --security-opt apparmor=unconfined.
+       On Ubuntu 24.04 and later: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0
+       (or run make as root)"
 fi

@@ -71,26 +71,26 @@ impl Stage {
             "  {}",
             self.paint(BOLD, &format!("$ hoist {}", args.join(" ")))
         );
+        // One pipe for both, so that lines come in the order in which a terminal would show them.
+        let (reader, writer) = std::io::pipe()?;
         let mut command = process::command(&self.programs.publisher);
-        let mut child = command
+        let child = command
             .args(args)
             .current_dir(&self.dir)
             // Whatever the audience has configured for fleets of its own.
             .env("HOIST_CONFIG", "hoist.toml")
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
             .process_group(0)
             .spawn()
             .context("cannot start hoist")?;
-        let readers = vec![
-            self.show(child.stdout.take().context("stdout is a pipe")?),
-            self.show(child.stderr.take().context("stderr is a pipe")?),
-        ];
+        // It holds the writing ends; while one is open the reader waits for more.
+        drop(command);
         Ok(Act {
             title: format!("hoist {}", args.join(" ")),
             child,
-            readers,
+            reader: Some(self.show(reader)),
         })
     }
 
@@ -117,7 +117,7 @@ impl Stage {
 pub(super) struct Act {
     title: String,
     child: Child,
-    readers: Vec<JoinHandle<Result<String>>>,
+    reader: Option<JoinHandle<Result<String>>>,
 }
 
 impl Act {
@@ -126,13 +126,10 @@ impl Act {
         let status = wait::until(&format!("`{}` ends", self.title), || {
             Ok(self.child.try_wait()?)
         })?;
-        let mut text = String::new();
-        for reader in self.readers.drain(..) {
-            match reader.join() {
-                Ok(read) => text += &read?,
-                Err(_) => bail!("a reader of `{}` panicked", self.title),
-            }
-        }
+        let text = match self.reader.take().map(JoinHandle::join) {
+            Some(Ok(read)) => read?,
+            Some(Err(_)) | None => bail!("the output of `{}` was lost", self.title),
+        };
         if status.code() != Some(code) {
             bail!(
                 "`{}` ended with {status}; exit code {code} was expected",
