@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hoist_agent_core::{JobOrder, Ledger};
 use hoist_protocol::{
-    DeploymentId, Goal, HistoryEntry, Order, RollbackTo, State, Status, StorePath, digest,
+    Deployment, DeploymentId, Goal, HistoryEntry, Order, RollbackTo, State, Status, StorePath,
+    digest,
 };
 
 use crate::fleet::Special;
@@ -111,6 +112,13 @@ impl Promises {
             None => match told {
                 State::Unchanged => {
                     let path = entry.path.as_ref();
+                    let mut published = world.fleet.published.iter();
+                    if !published.any(|published| {
+                        published.id() == id
+                            && Self::meant(world, published.offer.deployment.deployment()) == path
+                    }) {
+                        return Err(format!("{id} is told as unchanged, and means another path"));
+                    }
                     let same = path == Some(&world.running) && path == Some(&world.profile);
                     same.then_some(())
                         .ok_or_else(|| format!("{id} is told as unchanged, and is not"))
@@ -118,6 +126,18 @@ impl Promises {
                 State::Failed | State::Rejected | State::Expired | State::Superseded => Ok(()),
                 _ => Err(format!("{id} is told as {told}, and was never activated")),
             },
+        }
+    }
+
+    /// The path that a deployment means, by what this machine really ran.
+    fn meant<'a>(world: &'a World, deployment: &'a Deployment) -> Option<&'a StorePath> {
+        let ran = |id: DeploymentId| world.promises.good.get(&id);
+        match &deployment.target().goal {
+            Goal::Closure(path) => Some(path),
+            Goal::Rollback(RollbackTo::Deployment(id)) => ran(*id).map(|(path, _)| path),
+            Goal::Rollback(RollbackTo::Before(id)) => {
+                ran(*id).and_then(|(_, previous)| previous.as_ref())
+            }
         }
     }
 
@@ -153,14 +173,7 @@ impl Promises {
         if deployment.expires() <= world.moment().now {
             return Err(format!("activates {id}, which has expired"));
         }
-        let ran = |id: DeploymentId| world.promises.good.get(&id);
-        let meant = match &deployment.target().goal {
-            Goal::Closure(path) => Some(path),
-            Goal::Rollback(RollbackTo::Deployment(id)) => ran(*id).map(|(path, _)| path),
-            Goal::Rollback(RollbackTo::Before(id)) => {
-                ran(*id).and_then(|(_, previous)| previous.as_ref())
-            }
-        };
+        let meant = Self::meant(world, deployment);
         if meant != Some(&job.path) {
             return Err(format!(
                 "activates {} for {id}, meant is {meant:?}",
