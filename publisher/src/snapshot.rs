@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hoist_certs::mqtt::ConnectFailure;
 use hoist_protocol::{
     AgentName, Channel, FleetName, History, KnownOrders, Machine, Presence, ReportError, Status,
     Text, Topic, TrustedKeys, VerifyError,
@@ -41,6 +42,9 @@ pub enum SnapshotError {
         "the broker closed the connection {BREAKS} times while it was asked what it holds; its log says why"
     )]
     Broken,
+    /// It did not come back in time.
+    #[error("the connection to the broker was lost and did not come back within {} s", LONGEST.as_secs())]
+    Lost(#[source] ConnectFailure),
     /// The broker granted nothing in time.
     #[error("the broker did not answer a subscription within {} s", LONGEST.as_secs())]
     Silent,
@@ -232,15 +236,17 @@ pub async fn take(link: &mut Link, wanted: &Wanted<'_>) -> Result<Snapshot, Snap
     let mut asked = Instant::now();
     let mut quiet = None;
     let mut breaks = 0;
+    let mut lost = None;
     link.subscribe(Ticket::Everything, wanted.filters);
     loop {
         let until = quiet.map_or(latest, |(quiet_for, since): (Duration, Instant)| {
             (since + quiet_for).min(latest)
         });
         let Ok(event) = timeout_at(until, link.next()).await else {
-            return match quiet {
-                Some(_) => Ok(snapshot),
-                None => Err(SnapshotError::Silent),
+            return match (quiet, lost) {
+                (Some(_), _) => Ok(snapshot),
+                (None, Some(failure)) => Err(SnapshotError::Lost(failure)),
+                (None, None) => Err(SnapshotError::Silent),
             };
         };
         match event? {
@@ -254,14 +260,19 @@ pub async fn take(link: &mut Link, wanted: &Wanted<'_>) -> Result<Snapshot, Snap
                 quiet = Some((quiet_for, Instant::now()));
             }
             Event::Disconnected(failure) => {
-                tracing::warn!("{failure}; trying again");
-                breaks += 1;
+                // An attempt that fails is no break: the broker may be restarting.
+                if lost.is_none() {
+                    tracing::warn!("{failure}; trying again");
+                    breaks += 1;
+                }
                 if breaks >= BREAKS {
                     return Err(SnapshotError::Broken);
                 }
+                lost = Some(failure);
                 quiet = None;
             }
             Event::Connected => {
+                lost = None;
                 asked = Instant::now();
                 link.subscribe(Ticket::Everything, wanted.filters);
             }

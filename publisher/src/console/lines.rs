@@ -6,9 +6,13 @@ use hoist_protocol::AgentName;
 
 use super::describe::describe;
 use crate::follow::{Outlook, Phase, Published};
+use crate::outcome::Outcome;
 
 /// A machine's percentage is shown again when it has risen by so much.
 const STEP: u8 = 10;
+
+/// When the same happens to more machines at once, it is said in one line.
+const ALIKE: usize = 20;
 
 /// Remembers what was shown.
 #[derive(Debug, Default)]
@@ -31,6 +35,7 @@ impl Lines {
         machines: impl Iterator<Item = Outlook<'a>>,
     ) -> Vec<String> {
         let mut lines = Vec::new();
+        let mut changed: Vec<(String, Vec<&AgentName>)> = Vec::new();
         let Published {
             there: done, of, ..
         } = published;
@@ -41,8 +46,11 @@ impl Lines {
             lines.push(format!("published {done}/{of}"));
         }
         for outlook in machines {
-            // That all are being published is said once for all.
-            if outlook.phase == Phase::Publishing {
+            // That all are being published, and have been, is said once for all.
+            if matches!(
+                outlook.phase,
+                Phase::Publishing | Phase::Ended(Outcome::Published)
+            ) {
                 continue;
             }
             let now = Shown {
@@ -52,8 +60,19 @@ impl Lines {
             if self.shown.get(outlook.agent) == Some(&now) {
                 continue;
             }
-            lines.push(format!("{} | {}", outlook.agent, describe(&outlook)));
+            let said = describe(&outlook);
+            match changed.iter_mut().find(|(known, _)| *known == said) {
+                Some((_, agents)) => agents.push(outlook.agent),
+                None => changed.push((said, vec![outlook.agent])),
+            }
             self.shown.insert(outlook.agent.clone(), now);
+        }
+        for (said, agents) in changed {
+            if agents.len() > ALIKE {
+                lines.push(format!("{} machines | {said}", agents.len()));
+                continue;
+            }
+            lines.extend(agents.iter().map(|agent| format!("{agent} | {said}")));
         }
         lines
     }
@@ -73,7 +92,6 @@ mod tests {
     use hoist_protocol::State;
 
     use super::*;
-    use crate::outcome::Outcome;
 
     fn published(there: usize, of: usize) -> Published {
         Published {
@@ -110,6 +128,23 @@ mod tests {
         assert_eq!(
             lines(&mut shown, failed, "the check\nfailed"),
             ["web-1 | rolled back: the check failed"]
+        );
+    }
+
+    #[test]
+    fn what_happens_to_many_at_once_is_one_line() {
+        let agents: Vec<AgentName> = (0..100)
+            .map(|n| AgentName::new(format!("web-{n}")).unwrap())
+            .collect();
+        let outlooks = agents.iter().map(|agent| Outlook {
+            agent,
+            phase: Phase::Away,
+            message: String::new(),
+        });
+        let said = Lines::default().changes(published(0, 100), outlooks);
+        assert_eq!(
+            said,
+            ["100 machines | offline; it gets the deployment when it returns"]
         );
     }
 

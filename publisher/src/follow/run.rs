@@ -340,6 +340,9 @@ impl Run {
                 _ if member.refusal().is_some() => {
                     (Phase::Ended(Outcome::NotPublished), String::new())
                 }
+                _ if self.wait.is_none() && *member.delivery.stage() == Stage::Stands => {
+                    (Phase::Ended(Outcome::Published), String::new())
+                }
                 (Verdict::Ended(end), _) => (Phase::Ended(end.outcome), end.message.to_string()),
                 (_, Some(state)) => (
                     Phase::Reported(state, said.progress),

@@ -104,6 +104,11 @@ fn a_run_that_does_not_wait_is_over_once_everything_is_read_back() {
     run.stand("web-2");
     assert!(run.is_over(NOW, WALL));
     assert_eq!(run.outcomes(NOW), [Outcome::Published; 2]);
+    let published = Phase::Ended(Outcome::Published);
+    assert!(
+        run.outlook(NOW, WALL)
+            .all(|outlook| outlook.phase == published)
+    );
 }
 
 #[test]
