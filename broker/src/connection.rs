@@ -443,3 +443,6 @@ fn log_end(session: &Session, client: Option<&Client>, address: SocketAddr) {
         debug!(%peer, client_id, %address, "closed: {ended}");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -416,3 +416,91 @@ impl Header<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    fn message(channel: Channel, commit: u64, len: usize) -> Message {
+        let fleet = FleetName::new("prod").unwrap();
+        Message {
+            topic: Machine::new(fleet, AgentName::new("web-1").unwrap()).topic(channel),
+            payload: Arc::from(vec![b'x'; len]),
+            qos: Qos::AtLeastOnce,
+            commit: channel.is_retained().then(|| Commit::new(commit)),
+        }
+    }
+
+    async fn next(inbox: &Inbox) -> Vec<Event> {
+        poll_fn(|context| inbox.poll_take(context)).await.0
+    }
+
+    #[test]
+    fn a_message_comes_off_the_bus_as_it_went_on() {
+        let fleet = FleetName::new("prod").unwrap();
+        for channel in CHANNELS {
+            let message = message(channel, 7, 100);
+            let bytes = encode(9, &message);
+            let (number, header) = decode(&bytes).unwrap();
+            assert_eq!((number, header.message(&fleet)), (9, Some(message)));
+            for len in 0..HEADER_LEN + 9 {
+                assert!(decode(&bytes[..len]).is_none(), "{len} bytes");
+            }
+        }
+    }
+
+    /// One thread, so that the pump stands still while the test does not wait.
+    #[tokio::test]
+    async fn what_falls_out_of_the_routers_log_is_noticed_and_the_newest_still_comes() {
+        let (down, _lost) = mpsc::unbounded_channel();
+        let started = tokio::task::spawn_blocking(|| Router::start(down))
+            .await
+            .unwrap();
+        let (router, mut publisher, _relay) = started.unwrap();
+        let router = Arc::new(router);
+        let inbox = Inbox::new();
+        let (fleet, runtime) = (
+            FleetName::new("prod").unwrap(),
+            tokio::runtime::Handle::current(),
+        );
+        let watch = tokio::task::spawn_blocking({
+            let (router, inbox) = (Arc::clone(&router), Arc::clone(&inbox));
+            move || router.watch(inbox, fleet, &runtime)
+        });
+        let watch = watch.await.unwrap().unwrap();
+        watch.channel(Channel::Status).await.unwrap();
+        publisher.publish(&message(Channel::Status, 1, 10)).unwrap();
+        assert!(matches!(&next(&inbox).await[..], [Event::Message(..)]));
+        // Four times what the router keeps, of which it has handed over its first batch at most.
+        let last = 4 * (SEGMENTS * SEGMENT_LEN / 16_000) as u64;
+        for commit in 2..=last {
+            publisher
+                .publish(&message(Channel::Status, commit, 16_000))
+                .unwrap();
+        }
+        let (mut seen, mut gaps) = (1, 0);
+        let mut after_gap = false;
+        while seen < last {
+            for event in next(&inbox).await {
+                match event {
+                    Event::Message(message, Via::Router) => {
+                        let commit = message.commit.unwrap().number();
+                        assert!(
+                            commit == seen + 1 || after_gap,
+                            "{commit} came after {seen}"
+                        );
+                        (seen, after_gap) = (commit, false);
+                    }
+                    Event::Gap(Channel::Status, since) => {
+                        assert_eq!(since.number(), seen, "from where the store is to be read");
+                        (gaps, after_gap) = (gaps + 1, true);
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert!(gaps > 0, "the router kept more than it should");
+    }
+}

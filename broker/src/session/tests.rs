@@ -173,6 +173,35 @@ fn what_is_written_at_once_is_bounded() {
 }
 
 #[test]
+fn what_was_missed_is_read_from_the_store_and_comes_once() {
+    let mut session = open(Role::Monitor, "web-1.1");
+    let mut subscribe = SubscribePacket::new("hoist/v1/prod/+/status", QoS::AtMostOnce);
+    subscribe.pkid = 7;
+    session.receive(&bytes(&Packet::Subscribe(subscribe)));
+    let Some(Effect::Subscribe(7, requests)) = session.take_effects().into_iter().next() else {
+        panic!("no subscription");
+    };
+    session.subscribed(7, requests, vec![Snapshot::default()]);
+    session.output().clear();
+    session.on(Event::Gap(Channel::Status, Commit::new(3)));
+    let effects = session.take_effects();
+    let [Effect::Refresh(Channel::Status, since)] = &effects[..] else {
+        panic!("{effects:?}");
+    };
+    assert_eq!(*since, Commit::new(3));
+    let changes = Snapshot {
+        messages: vec![message(5)],
+        as_of: Commit::new(5),
+    };
+    session.refreshed(Channel::Status, changes);
+    assert_eq!(packets(&mut session).len(), 1);
+    session.on(Event::Message(message(5), Via::Router));
+    assert_eq!(packets(&mut session), [], "it came with what was read");
+    session.on(Event::Message(message(6), Via::Router));
+    assert_eq!(packets(&mut session).len(), 1);
+}
+
+#[test]
 fn a_will_is_left_unless_the_client_said_goodbye() {
     let with_will = || {
         let mut session = session(Role::Agent);

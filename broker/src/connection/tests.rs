@@ -1,0 +1,147 @@
+use std::sync::Mutex;
+
+use bytes::BytesMut;
+use camino::Utf8Path;
+use hoist_certs::Role;
+use hoist_protocol::{Presence, Topic};
+use rumqttc::{Connect, LastWill, Packet, Publish, QoS};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+use tokio::sync::mpsc;
+
+use crate::deploys::Deploys;
+use crate::guard::tests::peer;
+use crate::guard::{Pattern, Rules};
+
+use super::*;
+
+/// A broker without an edge, whose writer stands still while the gate is held.
+struct Bench {
+    shared: Arc<Shared>,
+    gate: Arc<Mutex<()>>,
+    _dir: TempDir,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let path = Utf8Path::from_path(dir.path()).unwrap().to_owned();
+        let gate = Arc::new(Mutex::new(()));
+        let (down, _) = mpsc::unbounded_channel();
+        let router = tokio::task::spawn_blocking(|| Router::start(down));
+        let (router, mut bus, relay) = router.await.unwrap().unwrap();
+        let hub = Arc::new(Hub::default());
+        let deploys = Arc::new(Deploys::new(None));
+        let tell = {
+            let (hub, gate) = (Arc::clone(&hub), Arc::clone(&gate));
+            move |message: &Arc<Message>| {
+                drop(gate.lock().unwrap());
+                hub.tell(message);
+                bus.publish(message)
+            }
+        };
+        let (store, _running) = Store::open(&path, Arc::clone(&deploys), tell).unwrap();
+        let policy = Policy {
+            rules: Rules::default(),
+            deploys,
+        };
+        let shared = Arc::new(Shared {
+            hub,
+            store,
+            router: Arc::new(router),
+            relay,
+            policy: Arc::new(policy),
+            timeouts: Timeouts::default(),
+        });
+        Self {
+            shared,
+            gate,
+            _dir: dir,
+        }
+    }
+
+    /// Connects an agent, with `offline` as its will.
+    async fn agent(&self, number: Number, name: &str) -> DuplexStream {
+        let (mut ours, theirs) = duplex(64 * 1024);
+        let peer = Arc::new(peer(Role::Agent, "prod", name));
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let connection = Connection::new(theirs, peer, address, number, Arc::clone(&self.shared));
+        tokio::spawn(connection.serve());
+        let mut connect = Connect::new(name);
+        connect.keep_alive = 60;
+        let topic = format!("hoist/v1/prod/{name}/presence");
+        connect.last_will = Some(LastWill::new(topic, "offline", QoS::AtLeastOnce, true));
+        send(&mut ours, &Packet::Connect(connect)).await;
+        ours
+    }
+
+    fn presence(&self, name: &str) -> Option<Presence> {
+        let filter = format!("hoist/v1/prod/{name}/presence");
+        let fleet = Topic::parse(&filter).unwrap().machine.fleet;
+        let pattern = Pattern::parse(&filter, &fleet).unwrap().unwrap();
+        let snapshot = self.shared.store.snapshot(&fleet, &pattern, |_| true);
+        Presence::from_payload(&snapshot.messages.first()?.payload)
+    }
+}
+
+async fn send(stream: &mut DuplexStream, packet: &Packet) {
+    let mut bytes = BytesMut::new();
+    packet.write(&mut bytes, usize::MAX).unwrap();
+    stream.write_all(&bytes).await.unwrap();
+}
+
+async fn retain(stream: &mut DuplexStream, topic: &str, payload: &str) {
+    let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload);
+    (publish.retain, publish.pkid) = (true, 1);
+    send(stream, &Packet::Publish(publish)).await;
+    assert!(matches!(receive(stream).await, Packet::PubAck(_)));
+}
+
+async fn receive(stream: &mut DuplexStream) -> Packet {
+    let mut bytes = BytesMut::new();
+    loop {
+        if let Ok(packet) = Packet::read(&mut bytes, usize::MAX) {
+            assert!(bytes.is_empty(), "one packet at a time");
+            return packet;
+        }
+        assert!(stream.read_buf(&mut bytes).await.unwrap() > 0, "closed");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_session_hears_nothing_until_the_old_ones_will_is_applied() {
+    let bench = Bench::new().await;
+    let mut other = bench.agent(1, "web-2").await;
+    assert!(matches!(receive(&mut other).await, Packet::ConnAck(_)));
+    let mut old = bench.agent(2, "web-1").await;
+    assert!(matches!(receive(&mut old).await, Packet::ConnAck(_)));
+    retain(&mut old, "hoist/v1/prod/web-1/presence", "online").await;
+    let gate = Arc::clone(&bench.gate);
+    let (held, hold) = (
+        Arc::new(tokio::sync::Notify::new()),
+        std::sync::mpsc::channel::<()>(),
+    );
+    let (release, released) = hold;
+    let holding = tokio::task::spawn_blocking({
+        let held = Arc::clone(&held);
+        move || {
+            let _gate = gate.lock().unwrap();
+            held.notify_one();
+            released.recv().unwrap();
+        }
+    });
+    held.notified().await;
+    // The writer has acknowledged this one and stands at the gate.
+    retain(&mut other, "hoist/v1/prod/web-2/status", "x").await;
+    let mut new = bench.agent(3, "web-1").await;
+    let early = timeout(Duration::from_millis(200), new.read_u8()).await;
+    assert!(
+        early.is_err(),
+        "a CONNACK came before the old will was applied"
+    );
+    assert_eq!(bench.presence("web-1"), Some(Presence::Online));
+    release.send(()).unwrap();
+    holding.await.unwrap();
+    assert!(matches!(receive(&mut new).await, Packet::ConnAck(_)));
+    assert_eq!(bench.presence("web-1"), Some(Presence::Offline));
+}
