@@ -1,5 +1,6 @@
 //! The way back to what ran before.
 
+use camino::Utf8Path;
 use hoist_protocol::limits::DEFAULT_ACTIVATION_TIMEOUT_MS;
 use hoist_protocol::{Reason, StorePath};
 
@@ -9,7 +10,7 @@ use super::forward::named;
 use super::program::End;
 use super::system::{self, BOOT_LIMIT, Switch};
 use crate::job::{Before, Phase, Record};
-use crate::nix::Generation;
+use crate::nix::{self, Generation};
 
 /// Exit codes of `switch-to-configuration` after which the system it was asked for runs: 2 says that the
 /// activation script failed somewhere, 4 that units failed, and these need not be its own.
@@ -179,13 +180,15 @@ impl Activator {
         };
         self.log
             .say(&format!("setting {profile} to {} again", named.path));
-        let program = match named.number {
+        match named.number {
             Some(number) if named.exists(profile).map_err(unreadable)? => {
-                system::switch_generation(self.id(), profile, number)
+                self.switch_generation(profile, number)?;
             }
-            _ => system::set_profile(self.id(), profile, &named.path),
-        };
-        self.nix_env(&program, [])?;
+            _ => {
+                let program = system::set_profile(self.id(), profile, &named.path);
+                self.nix_env(&program, [])?;
+            }
+        }
         let now = Generation::of(profile).map_err(unreadable)?;
         if now.as_ref().map(|now| &now.path) == Some(&named.path) {
             return Ok(None);
@@ -194,6 +197,21 @@ impl Activator {
             Reason::CommitFailed,
             format!("{profile} does not name {} after it was set", named.path),
         ))
+    }
+
+    fn switch_generation(&mut self, profile: &Utf8Path, number: u64) -> Result<(), Failure> {
+        let program = system::switch_generation(self.id(), profile, number);
+        let Err(failure) = self.nix_env(&program, []) else {
+            return Ok(());
+        };
+        // Nix cannot open its database on a full disk; the link it would make needs no room.
+        let link = format!("{}-{number}-link", profile.file_name().unwrap_or_default());
+        self.log.say(&format!(
+            "{}; setting the link without Nix",
+            failure.message
+        ));
+        nix::replace_link(&link, profile)
+            .map_err(|error| Failure::internal(&format!("cannot set {profile}"), &error))
     }
 
     /// Makes what the profile named the one that boots again: a commit that failed may have changed it.

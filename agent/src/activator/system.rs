@@ -95,6 +95,7 @@ pub(super) fn switch(
     .map(OsString::from)
     .to_vec();
     arguments.push(format!("--unit={unit}").into());
+    arguments.push(format!("--description=Hoist: {program} {}", action.as_str()).into());
     for name in SWITCH_VARIABLES {
         if std::env::var_os(name).is_some() {
             arguments.extend(["--setenv".into(), OsString::from(name)]);

@@ -17,7 +17,7 @@ pub use facts::{BOOTED_SYSTEM, CURRENT_SYSTEM, Facts, SYSTEM_PROFILE, facts};
 pub use fetch_error::FetchError;
 pub use progress::{FetchEvent, FetchProgress};
 pub use realise::{RealiseRequest, Realised, realise};
-pub(crate) use roots::{keep, roots_of};
+pub(crate) use roots::{keep, replace_link, roots_of};
 pub use roots::{release_roots, roots_dir};
 
 /// The variables that programs started by the agent and the activator get, if they are set: what they need

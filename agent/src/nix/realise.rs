@@ -160,6 +160,9 @@ async fn closure_size(closure: &StorePath) -> Option<u64> {
     let mut command = nix("nix");
     command.args(["--extra-experimental-features", "nix-command"]);
     command.args(["path-info", "--json", "-S", closure.as_str()]);
+    // The local store alone: Nix would ask the caches for a missing path too, and while another Nix asks a
+    // cache for the first time, one of both fails in `~/.cache/nix` with "constraint failed".
+    command.args(["--option", "substitute", "false"]);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
     let output = command.output().await.ok()?;
     size_in(&serde_json::from_slice(&output.stdout).ok()?, closure)

@@ -79,7 +79,8 @@ pub(crate) fn keep(dir: &Utf8Path, name: &str, path: &StorePath) -> io::Result<(
     )))
 }
 
-fn replace_link(target: &str, link: &Utf8Path) -> io::Result<()> {
+/// Makes `link` lead to `target`, whatever it led to before, with no moment in between.
+pub(crate) fn replace_link(target: &str, link: &Utf8Path) -> io::Result<()> {
     let new = Utf8PathBuf::from(format!("{link}.new"));
     match symlink(target, &new) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {

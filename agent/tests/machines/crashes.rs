@@ -132,7 +132,7 @@ fn a_power_cut_before_the_confirmation_ends_on_what_the_machine_booted() {
         machine.running(&a);
         let job = machine.create(&machine.spec(&machine.nixos("b", Script::PLAIN)));
         let activator = Activator::start_until(&job, Phase::Confirming);
-        machine.power_cut(activator);
+        machine.power_cut(&job, activator);
         let notes = machine.notes();
         Activator::start(&job).wait();
         let result = result(&job);
@@ -164,8 +164,7 @@ fn a_power_cut_after_the_confirmation_goes_forward_even_when_the_activator_is_ki
         until("the boot loader is set", || {
             machine.notes().last().unwrap() == "b boot"
         });
-        machine.power_cut(activator);
-        // What the cut left of the switch is gone on a real machine.
+        machine.power_cut(&job, activator);
         machine.open("b.boot");
         machine.close("b.test");
         let count = machine.notes().len();

@@ -9,6 +9,7 @@ use hoist_agent::job::{
     BootId, Confirmation, Job, JobResult, JobSpec, Jobs, LogCursor, Nonce, Phase,
 };
 use hoist_protocol::{DeploymentId, Kind, Reason, State, StorePath};
+use rustix::process::{Pid, Signal};
 
 pub(crate) const SYSTEM: &str = "/nix/var/nix/profiles/system";
 pub(crate) const PROFILE: &str = "/nix/var/nix/profiles/hoist";
@@ -213,9 +214,22 @@ esac
         Some(StorePath::new(path.trim()).unwrap())
     }
 
-    /// Takes the power away from whatever runs, and boots the default.
-    pub(crate) fn power_cut(&self, activator: Activator) {
+    /// Takes the power away from whatever runs for a job, and boots the default.
+    pub(crate) fn power_cut(&self, job: &Job, activator: Activator) {
         activator.kill();
+        let mark = format!("HOIST_DEPLOYMENT_ID={}", job.spec().id);
+        for entry in fs::read_dir("/proc").unwrap() {
+            let entry = entry.unwrap();
+            // A process may end while it is looked at.
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            let pid = entry.file_name().to_str().and_then(|n| n.parse().ok());
+            let marked = environment
+                .split(|byte| *byte == 0)
+                .any(|variable| variable == mark.as_bytes());
+            if let Some(pid) = pid.and_then(Pid::from_raw).filter(|_| marked) {
+                rustix::process::kill_process(pid, Signal::KILL).ok();
+            }
+        }
         run("/bin/sh", &["-c", "rm -f /run/current-system"]);
         if let Some(system) = self.boot_default() {
             std::os::unix::fs::symlink(system.as_str(), "/run/current-system").unwrap();
@@ -292,8 +306,8 @@ impl Activator {
         self.0.wait().unwrap();
     }
 
-    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.0);
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.0);
         rustix::process::kill_process(pid, signal).unwrap();
     }
 

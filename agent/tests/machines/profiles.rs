@@ -170,3 +170,26 @@ fn a_system_that_somebody_else_moved_is_left_as_it_is() {
         assert_eq!(link(PROFILE).as_ref(), Some(&other));
     });
 }
+
+#[test]
+fn a_store_that_a_health_check_fills_does_not_keep_a_profile_from_going_back() {
+    inside(|machine| {
+        run("mount", &["-t", "tmpfs", "-o", "size=12m", "none", "/nix"]);
+        fs::create_dir_all("/nix/var/nix/profiles").unwrap();
+        let a = machine.tool("a");
+        machine.running(&a);
+        let fills = "cat /dev/zero > /nix/var/fill || exit 1";
+        let mut spec = machine.spec(&machine.tool("b"));
+        spec.health_checks = vec![machine.program("fills", fills)];
+        let full = machine.carry_out(&spec);
+        assert_eq!(
+            outcome(&full),
+            (State::RolledBack, Some(Reason::HealthCheckFailed)),
+            "{}",
+            full.message
+        );
+        let without_nix = |line: &hoist_protocol::Text<256>| line.as_str().contains("without Nix");
+        assert!(full.log_tail.iter().any(without_nix), "the disk was full");
+        assert_eq!(link(PROFILE).as_ref(), Some(&a));
+    });
+}
