@@ -30,6 +30,13 @@ fn a_machine_runs_what_was_deployed_and_boots_it_next_time() {
             .filter(|path| path.starts_with("nar/"))
             .count();
         assert_eq!(nars, 4, "the whole closure came from the cache");
+        let mut narinfos = world.cache.server.requests();
+        narinfos.retain(|path| path.ends_with(".narinfo"));
+        assert_eq!(
+            narinfos.len(),
+            4,
+            "each path was looked up once: {narinfos:?}"
+        );
 
         let status = world
             .watch()
