@@ -187,7 +187,7 @@ impl Ledger {
         };
         self.history.insert(0, record);
         self.history.truncate(HISTORY);
-        // A newer one may have ended first: rejected, say, while this one was activated.
+        // Of several jobs that a lost ledger forgot, the newest may not be the last to end.
         if self
             .last
             .as_ref()
@@ -254,6 +254,14 @@ mod tests {
         ledger.record(ended(1, State::Succeeded));
         let states: Vec<_> = ledger.history.iter().map(|r| r.entry.state).collect();
         assert_eq!(states, [State::Failed]);
+    }
+
+    #[test]
+    fn the_status_is_about_the_newest_that_ended_not_the_latest() {
+        let mut ledger = Ledger::default();
+        ledger.record(ended(2, State::Succeeded));
+        ledger.record(ended(1, State::Failed));
+        assert_eq!(ledger.last, Some(ended(2, State::Succeeded)));
     }
 
     #[test]

@@ -79,8 +79,6 @@ pub struct Agent {
     /// The verified form of the ledger's next task, when it arrived since the start.
     offered: Option<VerifiedDeployment>,
     effects: Vec<Effect>,
-    /// What the last report was about.
-    reported: Option<DeploymentId>,
     /// The ledger has changed in a way that the effects depend on.
     must_persist: bool,
     /// The ledger has changed in a way that only later inputs depend on.
@@ -101,7 +99,6 @@ impl Agent {
             progress_at: None,
             offered: None,
             effects: Vec::new(),
-            reported: None,
             must_persist: false,
             may_persist: false,
             has_outcome: false,
@@ -152,11 +149,6 @@ impl Agent {
             Input::Tick => self.tick(moment),
         }
         if std::mem::take(&mut self.has_outcome) {
-            // A newer one may have ended first, and what is retained has to be about the newest.
-            let newest = self.ledger.last.as_ref().map(|last| last.entry.id);
-            if self.ledger.current.is_none() && newest != self.reported {
-                self.report(moment);
-            }
             self.report_history();
         }
         let mut effects = std::mem::take(&mut self.effects);
@@ -194,7 +186,6 @@ impl Agent {
     }
 
     fn push_report(&mut self, status: Status) {
-        self.reported = status.id;
         self.effects.push(Effect::Report(Box::new(status)));
     }
 
