@@ -1,6 +1,5 @@
 //! Carries a run out: publishes, follows, shows, until it is over, timed out or interrupted.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use hoist_certs::program::now;
@@ -10,6 +9,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::console::Console;
 use crate::follow::{Action, Heard, Run};
+use crate::lines_shown::LinesShown;
 use crate::link::{Event, Filter, Link, LinkError, Ticket, filters};
 
 /// How often the time alone may change something.
@@ -80,7 +80,7 @@ pub struct Driver<'a> {
     fleet: &'a FleetName,
     filters: &'a [Filter],
     timeout: Duration,
-    lines_shown: HashMap<AgentName, u64>,
+    lines_shown: LinesShown,
     outage: Outage,
 }
 
@@ -99,14 +99,14 @@ impl<'a> Driver<'a> {
             fleet,
             filters,
             timeout,
-            lines_shown: HashMap::new(),
+            lines_shown: LinesShown::default(),
             outage: Outage::None,
         }
     }
 
-    /// How many log lines of each machine were shown.
+    /// Which log lines of each machine were shown.
     #[must_use]
-    pub fn into_lines_shown(self) -> HashMap<AgentName, u64> {
+    pub fn into_lines_shown(self) -> LinesShown {
         self.lines_shown
     }
 
@@ -217,7 +217,8 @@ impl<'a> Driver<'a> {
     }
 
     fn show_line(&mut self, agent: &AgentName, line: &LogLine) {
-        *self.lines_shown.entry(agent.clone()).or_default() += 1;
-        self.console.log_line(agent, line);
+        if self.lines_shown.is_new(agent, line) {
+            self.console.log_line(agent, line);
+        }
     }
 }

@@ -9,6 +9,7 @@ pub mod console;
 pub mod drive;
 pub mod duration;
 pub mod follow;
+pub mod lines_shown;
 pub mod link;
 pub mod outcome;
 pub mod plan;

@@ -8,6 +8,7 @@ use super::{CommandError, unknown_machine};
 use crate::LogsArgs;
 use crate::console::{Console, log_line, print};
 use crate::drive::Interrupts;
+use crate::lines_shown::LinesShown;
 use crate::link::{Event, Filter, Link, Ticket, filters};
 use crate::outcome::Exit;
 use crate::report::SCHEMA;
@@ -69,15 +70,18 @@ async fn show(args: &LogsArgs, caller: &Caller) -> Result<Exit, CommandError> {
         link.close().await;
         return Ok(Exit::Ok);
     }
+    let mut shown = LinesShown::default();
+    if let Some(status) = &seen.status
+        && let (Some(id), Some(lines)) = (status.id, status.log_lines)
+    {
+        shown.note(&args.agent, id, lines);
+    }
     let follower = Follower {
         args,
         console,
         filters: &filters,
         said: seen.status.as_ref().map(headline),
-        seen: seen
-            .status
-            .as_ref()
-            .and_then(|status| Some((status.id?, status.log_lines?))),
+        shown,
     };
     follower.follow(&mut link).await
 }
@@ -88,8 +92,7 @@ struct Follower<'a> {
     filters: &'a [Filter],
     /// What was said of the machine last.
     said: Option<String>,
-    /// The deployment whose lines up to this number were shown already.
-    seen: Option<(hoist_protocol::DeploymentId, u64)>,
+    shown: LinesShown,
 }
 
 impl Follower<'_> {
@@ -132,11 +135,8 @@ impl Follower<'_> {
         }
     }
 
-    fn line(&self, agent: &AgentName, line: &LogLine) -> Result<(), CommandError> {
-        if self
-            .seen
-            .is_some_and(|(id, until)| id == line.id && line.line <= until)
-        {
+    fn line(&mut self, agent: &AgentName, line: &LogLine) -> Result<(), CommandError> {
+        if !self.shown.is_new(agent, line) {
             return Ok(());
         }
         if self.args.json {

@@ -134,7 +134,7 @@ impl<'a> Sending<'a> {
         machines.extend(made.unsigned);
         let fleet = self.caller.fleet.clone();
         let report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
-        let shown = |agent: &AgentName| lines_shown.get(agent).copied().unwrap_or(0);
+        let shown = |agent: &AgentName| lines_shown.count(agent);
         self.finish(&console, report, &stop, &shown, run.published())
     }
 
