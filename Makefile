@@ -3,6 +3,8 @@
 CARGO ?= cargo
 PREFIX ?= /usr/local
 export CARGO_TERM_PROGRESS_WHEN ?= auto
+# Scenarios wait for processes most of the time: more of them at once than there are cores.
+export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo test lint nix-test bench install clean
