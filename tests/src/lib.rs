@@ -19,5 +19,6 @@ pub mod process;
 pub mod programs;
 pub mod proxy;
 pub mod server;
+pub mod site;
 pub mod wait;
 pub mod world;

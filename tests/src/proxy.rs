@@ -2,7 +2,7 @@
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, sleep};
 
@@ -16,7 +16,7 @@ struct Shared {
     cut: Utf8PathBuf,
     /// While this file exists connections stay open, and nothing passes.
     stalled: Utf8PathBuf,
-    broker: AtomicU16,
+    broker: u16,
     ended: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -57,7 +57,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             cut,
             stalled,
-            broker: AtomicU16::new(broker),
+            broker,
             ended: AtomicBool::new(false),
             open: Mutex::default(),
         });
@@ -76,11 +76,6 @@ impl Proxy {
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.address.port()
-    }
-
-    /// Leads connections to another port from now on; those that are open stay.
-    pub fn lead_to(&self, broker: u16) {
-        self.shared.broker.store(broker, Ordering::Relaxed);
     }
 
     /// How many connections are open.
@@ -124,8 +119,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 
 /// Connects `client` with the broker; when the broker is not there the client's connection ends at once.
 fn connect(client: TcpStream, shared: &Arc<Shared>) {
-    let port = shared.broker.load(Ordering::Relaxed);
-    let Ok(broker) = TcpStream::connect(("127.0.0.1", port)) else {
+    let Ok(broker) = TcpStream::connect(("127.0.0.1", shared.broker)) else {
         return;
     };
     let pairs = [

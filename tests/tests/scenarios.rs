@@ -8,6 +8,7 @@ mod scenarios {
     mod activation;
     mod crashes;
     mod delivery;
+    mod fetching;
     mod foreign_broker;
     mod machines;
     mod operators;

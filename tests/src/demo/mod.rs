@@ -11,8 +11,8 @@ use anyhow::{Context as _, Result};
 use camino::Utf8Path;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::site::{Site, keeps};
 use crate::wait;
-use crate::world::{Site, keeps};
 use play::Play;
 
 /// What the shell says of a program that Ctrl-C has ended.

@@ -9,8 +9,9 @@ use serde_json::json;
 use super::stage::Stage;
 use crate::closure::{Closure, System};
 use crate::machine::Machine;
+use crate::site::Site;
 use crate::wait;
-use crate::world::{Options, Site, World};
+use crate::world::{Options, World};
 
 /// The machines of the fleet. The last one is a laptop, and closed now and then.
 const NAMES: [&str; 3] = ["web-1", "web-2", "laptop"];

@@ -250,3 +250,18 @@ fn an_outcome_that_could_not_be_reported_is_reported_later() {
         Ok(())
     });
 }
+
+#[test]
+fn an_agent_that_is_stopped_while_activating_ends_at_once_and_confirms_when_it_is_back() {
+    scenario(Options::default(), |world| {
+        let mut machine = world.running("web-1")?;
+        let (id, hold) = bring_to(world, &machine, Moment::Activating)?;
+        machine.stop_agent()?;
+        assert_eq!(machine.activators()?.len(), 1, "the activator lives on");
+        hold.release(world, &machine)?;
+        machine.start_agent()?;
+        assert_eq!(world.settled(&machine, id)?.state, State::Succeeded);
+        assert_eq!(machine.activations()?, ["2 test", "2 boot"]);
+        Ok(())
+    });
+}
