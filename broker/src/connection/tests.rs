@@ -19,6 +19,8 @@ use super::*;
 struct Bench {
     shared: Arc<Shared>,
     gate: Arc<Mutex<()>>,
+    /// Something for each message that the writer has told of.
+    told: mpsc::UnboundedReceiver<()>,
     _dir: TempDir,
 }
 
@@ -32,12 +34,16 @@ impl Bench {
         let (router, mut bus, relay) = router.await.unwrap().unwrap();
         let hub = Arc::new(Hub::default());
         let deploys = Arc::new(Deploys::new(None));
+        let (tells, told) = mpsc::unbounded_channel();
         let tell = {
             let (hub, gate) = (Arc::clone(&hub), Arc::clone(&gate));
             move |message: &Arc<Message>| {
                 drop(gate.lock().unwrap());
                 hub.tell(message);
-                bus.publish(message)
+                bus.publish(message)?;
+                // The test may have ended.
+                tells.send(()).ok();
+                Ok(())
             }
         };
         let (store, _running) = Store::open(&path, Arc::clone(&deploys), tell).unwrap();
@@ -56,6 +62,7 @@ impl Bench {
         Self {
             shared,
             gate,
+            told,
             _dir: dir,
         }
     }
@@ -110,12 +117,13 @@ async fn receive(stream: &mut DuplexStream) -> Packet {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_session_hears_nothing_until_the_old_ones_will_is_applied() {
-    let bench = Bench::new().await;
+    let mut bench = Bench::new().await;
     let mut other = bench.agent(1, "web-2").await;
     assert!(matches!(receive(&mut other).await, Packet::ConnAck(_)));
     let mut old = bench.agent(2, "web-1").await;
     assert!(matches!(receive(&mut old).await, Packet::ConnAck(_)));
     retain(&mut old, "hoist/v1/prod/web-1/presence", "online").await;
+    bench.told.recv().await.unwrap();
     let gate = Arc::clone(&bench.gate);
     let (held, hold) = (
         Arc::new(tokio::sync::Notify::new()),
