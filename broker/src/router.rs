@@ -473,8 +473,8 @@ mod tests {
         watch.channel(Channel::Status).await.unwrap();
         publisher.publish(&message(Channel::Status, 1, 10)).unwrap();
         assert!(matches!(&next(&inbox).await[..], [Event::Message(..)]));
-        // Four times what the router keeps, of which it has handed over its first batch at most.
-        let last = 4 * (SEGMENTS * SEGMENT_LEN / 16_000) as u64;
+        // The router hands over 200 at most before it is asked for more, and keeps about 65 of this size.
+        let last = 1000;
         for commit in 2..=last {
             publisher
                 .publish(&message(Channel::Status, commit, 16_000))
