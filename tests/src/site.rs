@@ -1,6 +1,8 @@
 //! The folder in which everything happens.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -15,7 +17,7 @@ pub struct Site {
     dir: Utf8PathBuf,
     logs: Utf8PathBuf,
     programs: Programs,
-    _folder: Option<tempfile::TempDir>,
+    folder: Option<tempfile::TempDir>,
 }
 
 impl Site {
@@ -47,7 +49,7 @@ impl Site {
             dir,
             logs,
             programs,
-            _folder: folder,
+            folder,
         })
     }
 
@@ -99,6 +101,29 @@ impl Site {
         logs.sort();
         Ok(logs)
     }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let Some(folder) = self.folder.take() else {
+            return;
+        };
+        if let Err(error) = make_removable(&self.dir).and_then(|()| folder.close()) {
+            eprintln!("{} could not be removed: {error}", self.dir);
+        }
+    }
+}
+
+/// Nix makes its store's folders read-only, and only root removes what lies in such a folder.
+fn make_removable(dir: &Utf8Path) -> io::Result<()> {
+    fs::set_permissions(dir, Permissions::from_mode(0o700))?;
+    for entry in dir.read_dir_utf8()? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            make_removable(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether folders are kept for a person to look at.

@@ -88,6 +88,6 @@ fn show_folder(dir: &Utf8Path) {
   broker/broker.toml      the broker's configuration
   machines/*/agent.toml   the agents' configurations; beside them the machines' own nix, run and state
   logs/                   what every program printed
-Nothing of it runs any more. Remove it with: rm -rf {dir}"
+Nothing of it runs any more. Remove it with: chmod -R u+w {dir}; rm -rf {dir}"
     );
 }

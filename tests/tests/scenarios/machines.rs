@@ -6,29 +6,22 @@ use hoist_tests::builder::{Builder, Cache};
 use hoist_tests::closure::System;
 use hoist_tests::namespace::Namespace;
 use hoist_tests::process;
-use hoist_tests::programs::Programs;
 use hoist_tests::server::Mode;
+use hoist_tests::site::Site;
 use hoist_tests::world::{Options, scenario};
 
 struct Workshop {
-    _folder: tempfile::TempDir,
-    dir: Utf8PathBuf,
-    programs: Programs,
     builder: Builder,
+    dir: Utf8PathBuf,
+    site: Site,
 }
 
 impl Workshop {
     fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let dir = Utf8PathBuf::try_from(folder.path().to_owned())?;
-        let programs = Programs::find()?;
-        let builder = Builder::create(&dir.join("builder"), &programs, &dir)?;
-        Ok(Self {
-            _folder: folder,
-            dir,
-            programs,
-            builder,
-        })
+        let site = Site::create("workshop")?;
+        let dir = site.dir().to_owned();
+        let builder = Builder::create(&dir.join("builder"), site.programs(), site.logs())?;
+        Ok(Self { builder, dir, site })
     }
 
     fn cache(&self, name: &str) -> Result<Cache> {
@@ -36,7 +29,7 @@ impl Workshop {
     }
 
     fn machine(&self, nix_conf: &str) -> Result<Namespace> {
-        Namespace::create(&self.dir.join("machine"), &self.programs, nix_conf)
+        Namespace::create(&self.dir.join("machine"), self.site.programs(), nix_conf)
     }
 }
 
