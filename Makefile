@@ -30,7 +30,7 @@ lint: ## Formatting and clippy, with warnings as errors
 
 nix-test: ## Parse and evaluate flake, packages and modules
 	@for file in flake.nix $$(find nix -name '*.nix'); do nix-instantiate --parse $$file > /dev/null || exit 1; done
-	nix-instantiate --eval --strict nix/tests
+	nix-instantiate --store dummy:// --eval --strict nix/tests
 
 bench: setup ## Measure against mosquitto and print the tables (optimised build; takes minutes)
 	$(CARGO) build --release --workspace --locked

@@ -56,11 +56,6 @@ rec {
     binary = "hoist";
     description = "Signs, publishes and follows deployments of Nix machines";
   };
-  hoist-agent = program {
-    crate = "hoist-agent";
-    binary = "hoist-agent";
-    description = "Carries deployments out on a Nix machine";
-  };
   hoist-broker = program {
     crate = "hoist-broker";
     binary = "hoist-broker";
@@ -72,4 +67,12 @@ rec {
     description = "Certificates and signing keys for a fleet";
   };
   default = hoist;
+}
+// lib.optionalAttrs pkgs.stdenv.hostPlatform.isLinux {
+  # It activates systems through Linux's /proc and process descriptors.
+  hoist-agent = program {
+    crate = "hoist-agent";
+    binary = "hoist-agent";
+    description = "Carries deployments out on a Nix machine";
+  };
 }

@@ -47,6 +47,14 @@ let
     packagesHaveAVersionAndSources =
       builtins.match "[0-9]+\\.[0-9]+\\.[0-9]+" flake.packages.aarch64-darwin.hoist.version != null
       && builtins.pathExists flake.packages.x86_64-linux.hoist.src;
+    theAgentIsForLinux =
+      !(
+        import ../packages.nix {
+          pkgs = stub.pkgs // {
+            stdenv.hostPlatform.isLinux = false;
+          };
+        } ? hoist-agent
+      );
     theOverlayHasThePackages = (flake.overlays.default stub.pkgs { }).hoist ? hoist-agent;
 
     aDisabledAgentChangesNothing = agent (secrets // { broker = "mqtts://b"; trustedKeys = [ "hoist-a:A" ]; }) == { };

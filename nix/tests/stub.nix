@@ -43,7 +43,10 @@ rec {
 
   pkgs = {
     inherit lib;
-    stdenv.hostPlatform.system = "x86_64-linux";
+    stdenv.hostPlatform = {
+      system = "x86_64-linux";
+      isLinux = true;
+    };
     coreutils = "/coreutils";
     util-linux = "/util-linux";
     rustPlatform.buildRustPackage = package: package;
@@ -59,8 +62,10 @@ rec {
   };
 
   # The configuration that a module makes of `services.<name> = values`.
-  evaluate =
-    module: name: values:
+  evaluate = evaluateWith pkgs;
+
+  evaluateWith =
+    pkgs: module: name: values:
     let
       result = module {
         inherit lib pkgs;

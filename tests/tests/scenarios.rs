@@ -11,6 +11,7 @@ mod scenarios {
     mod fetching;
     mod foreign_broker;
     mod machines;
+    mod modules;
     mod operators;
     mod trust;
 }

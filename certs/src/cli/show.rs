@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_certs::authority::days;
+use hoist_certs::directory::INDEX;
 use hoist_certs::inspect::{Found, inspect};
 use hoist_certs::program::{now, report};
 use hoist_certs::{CertificateInfo, files};
@@ -42,6 +43,11 @@ impl Show {
         let mut code = ExitCode::SUCCESS;
         let mut shown = Vec::new();
         for file in &self.files {
+            if file.file_name() == Some(INDEX) {
+                // `show certs/*` meets it, and nothing is wrong with it.
+                eprintln!("{file}: the record of what the CA has issued");
+                continue;
+            }
             match look(file) {
                 Ok(found) => shown.extend(found.into_iter().map(|found| (file, found))),
                 // The others are shown all the same.

@@ -400,6 +400,24 @@ fn show_tells_every_kind_of_file_apart_and_prints_no_secret() {
 }
 
 #[test]
+fn show_takes_everything_in_the_folder_that_init_and_issue_fill() {
+    let folder = initialised();
+    let dir = &folder.path;
+    done(dir, &["issue", "agent", "web-1"]);
+    done(dir, &["signing-key", "ci"]);
+    let all: Vec<String> = names(&dir.join("certs"))
+        .into_iter()
+        .map(|name| format!("certs/{name}"))
+        .collect();
+    let arguments: Vec<&str> = ["show"]
+        .into_iter()
+        .chain(all.iter().map(String::as_str))
+        .collect();
+    let shown = done(dir, &arguments);
+    assert!(shown.contains("certificate of agent web-1"), "{shown}");
+}
+
+#[test]
 fn show_goes_on_after_a_file_that_is_nothing() {
     let folder = initialised();
     let dir = &folder.path;
