@@ -14,6 +14,7 @@ use super::{CommandError, rollback, unknown_machine};
 use crate::console::{Console, print};
 use crate::drive::{Driver, Interrupts, Stop};
 use crate::follow::{Published, Run, Wait};
+use crate::lines_shown::LinesShown;
 use crate::link::{Link, filters};
 use crate::outcome::{Exit, Outcome};
 use crate::plan::{Orders, Signed};
@@ -134,8 +135,7 @@ impl<'a> Sending<'a> {
         machines.extend(made.unsigned);
         let fleet = self.caller.fleet.clone();
         let report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
-        let shown = |agent: &AgentName| lines_shown.count(agent);
-        self.finish(&console, report, &stop, &shown, run.published())
+        self.finish(&console, report, &stop, &lines_shown, run.published())
     }
 
     fn wait(&self) -> Option<Wait> {
@@ -317,7 +317,7 @@ impl<'a> Sending<'a> {
         console: &Console,
         mut report: Report,
         stop: &Stop,
-        lines_shown: &dyn Fn(&AgentName) -> u64,
+        lines_shown: &LinesShown,
         published: Published,
     ) -> Result<Exit, CommandError> {
         let exit = match stop {
@@ -406,14 +406,14 @@ impl Warnings {
 }
 
 /// The end of the log of what did not go well, unless it has been seen as it came.
-fn show_tails(console: &Console, report: &Report, lines_shown: &dyn Fn(&AgentName) -> u64) {
+fn show_tails(console: &Console, report: &Report, lines_shown: &LinesShown) {
     for machine in &report.machines {
         let told = matches!(
             machine.outcome,
             Outcome::Failed | Outcome::RolledBack | Outcome::RollbackFailed | Outcome::Conflict
         );
         let all = machine.log_lines.unwrap_or(0);
-        if !told || lines_shown(&machine.agent) >= all {
+        if !told || lines_shown.count(&machine.agent) >= all {
             continue;
         }
         let agent = &machine.agent;
