@@ -106,8 +106,9 @@ fn a_cache_that_lost_everything_has_nothing() -> Result<()> {
 fn nothing_of_a_machine_survives_when_its_power_is_cut() -> Result<()> {
     let shop = Workshop::new()?;
     let machine = shop.machine("")?;
-    let mut command = machine.command("setsid");
-    command.args(["sh", "-c", "echo ready; sleep 1000 & wait"]);
+    let mut command = machine.command("sh");
+    // One of the two has left the session and the process group of the other.
+    command.args(["-c", "setsid sleep 1000 & echo ready; wait"]);
     let mut process = process::Process::start("sleeper", command, &shop.dir)?;
     process.wait_for_line("ready")?;
     assert!(machine.processes()?.len() >= 2);
