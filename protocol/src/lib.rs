@@ -3,7 +3,9 @@
 //! This crate is pure: no clock, no files, no network, no tokio. A value that exists is valid, and
 //! [`VerifiedDeployment`] has one maker, [`TrustedKeys::verify`].
 
+mod check;
 mod client;
+mod closure;
 mod deployment;
 mod envelope;
 mod key;
@@ -12,14 +14,20 @@ mod name;
 mod order;
 mod status;
 mod store_path;
+mod substituter;
+mod target;
 mod text;
 mod time;
 mod topic;
+mod word;
 
+pub use check::{Endpoint, EndpointError, HealthCheck, HttpUrl, Probe};
 pub use client::{BrokerUrl, BrokerUrlError, DEFAULT_PORT, client_id, is_client_id_of};
+pub use closure::{
+    Changes, ClosureDigest, ClosureDigestError, ClosureInfo, ClosureInfoError, PackageChange,
+};
 pub use deployment::{
-    CacheKey, DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Goal, HealthCheck,
-    Kind, Provenance, RollbackTo, SubstituterError, SubstituterUrl, Target,
+    DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Provenance,
 };
 pub use envelope::{
     SignError, TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, digest, sign,
@@ -28,9 +36,13 @@ pub use key::{KeyError, PublicKey, SigningKey};
 pub use name::{AgentName, FleetName, KeyName, NameError, nearest};
 pub use order::{DeploymentId, DeploymentIdError, KnownOrders, Order, SequenceError};
 pub use status::{
-    History, HistoryEntry, LogLine, Reason, Refused, ReportError, SCHEMA, State, Status, Stream,
+    FetchProgress, History, HistoryEntry, LogLine, Reason, RebootReason, Refused, ReportError,
+    SCHEMA, State, Status, Stream,
 };
 pub use store_path::{STORE, StorePath, StorePathError, System, SystemError};
+pub use substituter::{CacheKey, SubstituterError, SubstituterUrl};
+pub use target::{Action, Goal, Kind, RollbackTo, Target, TargetError, UnitsFailed};
 pub use text::{Text, TextError};
 pub use time::Timestamp;
 pub use topic::{Channel, Machine, Presence, ROOT, Topic, TopicError, fleet_filter};
+pub use word::{ClosureFile, ProfileName, Specialisation, Tag, UnitName, WordError};

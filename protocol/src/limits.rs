@@ -55,3 +55,37 @@ pub const ACTIVATION_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 1_000..=6 * 60 
 
 /// How long an activation may take unless the publisher says otherwise, in milliseconds.
 pub const DEFAULT_ACTIVATION_TIMEOUT_MS: u64 = 15 * 60 * 1000;
+
+/// Longest time within which a fleet may begin, in milliseconds: 24 h.
+pub const SPREAD_MS: std::ops::RangeInclusive<u64> = 0..=24 * 60 * 60 * 1000;
+
+/// Longest time after an activation in which failures of a health check do not count, in milliseconds.
+pub const CHECK_GRACE_MS: std::ops::RangeInclusive<u64> = 0..=60 * 60 * 1000;
+
+/// Shortest and longest wait between two tries of a health check, in milliseconds.
+pub const CHECK_INTERVAL_MS: std::ops::RangeInclusive<u64> = 10..=10 * 60 * 1000;
+
+/// The wait between two tries of a health check unless the publisher says otherwise, in milliseconds.
+pub const DEFAULT_CHECK_INTERVAL_MS: u64 = 1_000;
+
+/// Shortest and longest time that one try of a health check may take, in milliseconds.
+pub const CHECK_TIMEOUT_MS: std::ops::RangeInclusive<u64> = 10..=60 * 60 * 1000;
+
+/// How long one try of a health check may take unless the publisher says otherwise, in milliseconds.
+pub const DEFAULT_CHECK_TIMEOUT_MS: u64 = 60_000;
+
+/// Most retries of one health check.
+pub const CHECK_RETRIES: usize = 100;
+
+/// How long a machine waits at the most for a broker that is away, counted from the end of the activation, in
+/// milliseconds: the cap on what an outage of the broker adds to a confirm timeout.
+pub const OUTAGE_CAP_MS: u64 = 15 * 60 * 1000;
+
+/// Most packages that a status names as changed; beyond, only their number is told.
+pub const CHANGED_PACKAGES: usize = 40;
+
+/// Most tags of a machine.
+pub const TAGS: usize = 16;
+
+/// Most warnings in a status.
+pub const WARNINGS: usize = 8;

@@ -4,12 +4,15 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::closure::Changes;
 use crate::limits::STATUS_LEN;
 use crate::name::{AgentName, FleetName, KeyName};
 use crate::order::{DeploymentId, Order};
 use crate::store_path::{StorePath, System};
+use crate::target::Action;
 use crate::text::Text;
 use crate::time::Timestamp;
+use crate::word::Tag;
 
 /// The version of the status report's JSON. Fields are only ever added within a version.
 pub const SCHEMA: u32 = 1;
@@ -56,10 +59,16 @@ states! {
     Confirming = 13 "confirming";
     /// Going back to what ran before.
     RollingBack = 14 "rolling_back";
+    /// Admitted, not begun: the machine is held, by its own hand or by the deployment.
+    Held = 15 "held";
     /// The machine runs it, confirmed.
     Succeeded = 20 "succeeded";
     /// The machine ran it already; nothing was done.
     Unchanged = 21 "unchanged";
+    /// The next boot brings it: it becomes succeeded or rolled back then, by what was booted.
+    Staged = 22 "staged";
+    /// Its activation was tried dry: nothing was changed, and the log says what would be.
+    DryActivated = 23 "dry_activated";
     /// It could not be activated; the machine runs what it ran before, untouched or restored.
     Failed = 30 "failed";
     /// It was activated, did not hold, and the machine went back to what it ran before.
@@ -74,6 +83,8 @@ states! {
     Expired = 35 "expired";
     /// A newer deployment came before it was activated.
     Superseded = 36 "superseded";
+    /// A newer deployment cancelled it before it was activated.
+    Cancelled = 37 "cancelled";
 }
 
 impl State {
@@ -145,6 +156,22 @@ reasons! {
     FetchFailed "fetch_failed";
     /// The closure is not of the kind that was asked for.
     WrongKind "wrong_kind";
+    /// A binary cache served other content than what was signed.
+    DigestMismatch "digest_mismatch";
+    /// The new system has no agent, and the deployment does not allow that.
+    NoAgent "no_agent";
+    /// Something else changes the system at this moment, and went on doing so.
+    Busy "busy";
+    /// A check before the activation failed; nothing was activated.
+    PreSwitchCheckFailed "pre_switch_check_failed";
+    /// The activation script failed.
+    ActivationScriptFailed "activation_script_failed";
+    /// The system was activated, but some of its units failed.
+    UnitsFailed "units_failed";
+    /// It can only be activated by a boot.
+    NeedsReboot "needs_reboot";
+    /// The machine was booted into something else than what was staged.
+    BootedOther "booted_other";
     /// The activation exited with an error.
     ActivationFailed "activation_failed";
     /// The activation took longer than allowed and was stopped.
@@ -155,7 +182,9 @@ reasons! {
     NotConfirmed "not_confirmed";
     /// The agent, the activator or the machine died in the middle.
     Interrupted "interrupted";
-    /// The boot loader or the profile could not be set after the confirmation.
+    /// The boot loader could not be set, or does not boot what it should.
+    BootLoaderFailed "boot_loader_failed";
+    /// The profile could not be set after the confirmation.
     CommitFailed "commit_failed";
     /// Somebody else changed the machine's system.
     ChangedByOthers "changed_by_others";
@@ -184,9 +213,53 @@ pub struct Refused {
     pub refused_at: Timestamp,
 }
 
+/// How much Nix has fetched.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct FetchProgress {
+    /// Bytes that came from binary caches.
+    pub fetched_bytes: u64,
+    /// Bytes that have to come, as far as Nix knows yet.
+    pub fetch_bytes: u64,
+    /// Store paths that are complete.
+    pub fetched_paths: u64,
+    /// Store paths that have to come.
+    pub fetch_paths: u64,
+}
+
+/// What of a system takes effect at a boot only.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RebootReason {
+    /// The kernel is another one than the booted one.
+    Kernel,
+    /// The initial RAM disk is.
+    Initrd,
+    /// The kernel's modules are.
+    KernelModules,
+    /// The first process, systemd, is.
+    Systemd,
+    /// Something that only a newer version knows.
+    #[serde(other)]
+    Other,
+}
+
+impl RebootReason {
+    /// The reason as it is written.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+            Self::KernelModules => "kernel_modules",
+            Self::Systemd => "systemd",
+            Self::Other => "other",
+        }
+    }
+}
+
 /// The whole report. Absent fields are left out of the JSON.
 ///
-/// `schema`, `state_code` and `updated_at` (RFC 3339) are added when it is written.
+/// `schema`, `state_code`, `needs_reboot` and `updated_at` (RFC 3339) are added when it is written.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Status {
     /// Whose report it is.
@@ -237,15 +310,45 @@ pub struct Status {
     /// What the profile names now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile_path: Option<StorePath>,
+    /// What the next boot brings, where the boot loader can be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_default_path: Option<StorePath>,
     /// What the machine was booted with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub booted_path: Option<StorePath>,
+    /// What of the running system takes effect at the next boot only; none when nothing does.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reboot_reasons: Vec<RebootReason>,
+    /// How the closure of the deployment is activated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Text<16>>,
+    /// What the deployment does with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<Action>,
     /// How often this deployment was begun.
     #[serde(default)]
     pub attempts: u32,
     /// The size of the closure in the store, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closure_size: Option<u64>,
+    /// How far the fetch is, or how much was fetched in all.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub fetch: Option<FetchProgress>,
+    /// What it changes against what ran before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
+    /// Whether somebody at the machine holds it: deployments wait until it is released.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held: bool,
+    /// When the hold ends by itself, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<Timestamp>,
+    /// What somebody should look at, though deployments go on: at most [`WARNINGS`](crate::limits::WARNINGS).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<Text<256>>,
+    /// What the machine's owner calls it, to select it by.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<Tag>,
     /// How many lines the deployment wrote to the `log` topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub log_lines: Option<u64>,
@@ -311,17 +414,37 @@ impl Status {
         })
     }
 
-    /// The payload of the `status` topic. The log's tail is shortened where the limit demands it.
+    /// The payload of the `status` topic. The log's tail and the changed packages are shortened where the
+    /// limit demands it.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let derived = [
             ("schema", SCHEMA.into()),
             ("state_code", self.state.code().into()),
+            ("needs_reboot", (!self.reboot_reasons.is_empty()).into()),
             ("updated_at", self.ts.to_string().into()),
         ];
         let json = write(self, &derived);
-        if json.len() <= STATUS_LEN || self.log_tail.is_empty() {
+        if json.len() <= STATUS_LEN {
             return json;
+        }
+        if self.log_tail.is_empty() {
+            // The packages by name are what is left that has no end; their number stays.
+            return match &self.changes {
+                Some(changes) if !changes.packages.is_empty() => {
+                    let packages = changes.packages[..changes.packages.len() / 2].to_vec();
+                    let changes = Some(Changes {
+                        packages,
+                        ..changes.clone()
+                    });
+                    let shorter = Self {
+                        changes,
+                        ..self.clone()
+                    };
+                    shorter.to_json()
+                }
+                _ => json,
+            };
         }
         let shorter = Self {
             log_tail: self.log_tail[self.log_tail.len().div_ceil(2)..].to_vec(),
@@ -381,6 +504,12 @@ pub struct HistoryEntry {
     /// The size of the closure in the store, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closure_size: Option<u64>,
+    /// How many bytes came from binary caches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetched_bytes: Option<u64>,
+    /// How much it changed against what ran before; packages are not named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
 }
 
 /// The last deployments of a machine, newest first: JSON on its `history` topic.

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use hoist_protocol::{
-    AgentName, CacheKey, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, HealthCheck,
-    History, KeyName, Kind, LogLine, Machine, Order, Provenance, PublicKey, RollbackTo, SigningKey,
-    State, Status, StorePath, SubstituterUrl, System, Target, Text, Timestamp, TrustedKeys,
-    TrustedKeysError, VerifyError, sign,
+    Action, AgentName, CacheKey, ClosureFile, Deployment, DeploymentId, DeploymentParts, Endpoint,
+    FleetName, Goal, HealthCheck, History, HttpUrl, KeyName, Kind, LogLine, Machine, Order, Probe,
+    ProfileName, Provenance, PublicKey, RollbackTo, SigningKey, Specialisation, State, Status,
+    StorePath, SubstituterUrl, System, Target, Text, Timestamp, TrustedKeys, TrustedKeysError,
+    UnitName, UnitsFailed, VerifyError, sign,
 };
 use proptest::prelude::*;
 
@@ -46,13 +47,33 @@ fn full_parts() -> DeploymentParts {
         expires: Timestamp::from_ms(1_795_000_900_000),
         target: Target {
             kind: Kind::Nixos,
-            health_checks: vec![HealthCheck::Program(programs)],
+            action: Action::Test,
+            specialisation: Some(Specialisation::new("fallback").unwrap()),
+            health_checks: vec![
+                HealthCheck::new(Probe::Program(programs)),
+                HealthCheck::new(Probe::Unit(UnitName::new("nginx.service").unwrap())),
+                HealthCheck::new(Probe::Tcp(Endpoint::new("localhost:80").unwrap())),
+                HealthCheck {
+                    grace_ms: 5_000,
+                    retries: 3,
+                    interval_ms: 500,
+                    timeout_ms: 2_000,
+                    only_if_held_before: true,
+                    ..HealthCheck::new(Probe::Http(HttpUrl::new("http://localhost/up").unwrap()))
+                },
+            ],
+            units_failed: UnitsFailed::KeepIfFailedBefore,
+            allow_no_agent: true,
+            spread_ms: 60_000,
+            closure_digest: Some("0123456789abcdef".repeat(4).parse().unwrap()),
             substituters: vec![SubstituterUrl::new("https://cache.example.org").unwrap()],
             substituter_keys: vec![
                 CacheKey::new("c-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=").unwrap(),
             ],
             ..Target::new(Goal::Closure(path("nixos-system-web-1")))
         },
+        held: true,
+        cancels: Some(id(3)),
         provenance: Provenance {
             revision: Some(Text::new("4f2c").unwrap()),
             run_url: Some(Text::new("https://ci.example.org/1").unwrap()),
@@ -281,9 +302,73 @@ fn a_deployment_whose_parts_do_not_hold_together_is_none() {
     assert!(parts(&|p| p.target.confirm_timeout_ms = 0).is_err());
     assert!(parts(&|p| p.target.activation_timeout_ms = u64::MAX).is_err());
     assert!(parts(&|p| p.target.goal = Goal::Rollback(RollbackTo::Before(id(1)))).is_err());
+    assert!(parts(&|p| p.cancels = Some(p.order.id)).is_err());
+    assert!(
+        parts(&|p| p.target.action = Action::Boot).is_err(),
+        "of a specialisation"
+    );
+    assert!(
+        parts(&|p| p.target.kind = Kind::Darwin).is_err(),
+        "with a specialisation"
+    );
+    assert!(parts(&|p| p.target.profile = Some(ProfileName::new("web").unwrap())).is_err());
+    assert!(parts(&|p| p.target.health_checks[3].interval_ms = 0).is_err());
+    assert!(parts(&|p| p.target.health_checks[3].retries = 101).is_err());
+    assert!(parts(&|p| p.target.spread_ms = u64::MAX).is_err());
     assert!(
         parts(&|p| p.target.substituters = vec![p.target.substituters[0].clone(); 17]).is_err()
     );
+}
+
+#[test]
+fn each_kind_takes_the_actions_that_it_has() {
+    let file = ClosureFile::new("bin/activate").unwrap();
+    let kinds = [
+        (Kind::Auto, [true, true, true, true]),
+        (Kind::Nixos, [true, true, true, true]),
+        (Kind::Darwin, [true, false, false, true]),
+        (Kind::HomeManager, [true, false, false, true]),
+        (Kind::DeployRs, [true, false, false, true]),
+        (Kind::Custom(file), [true, false, false, false]),
+        (Kind::Profile, [true, false, false, false]),
+    ];
+    let actions = [
+        Action::Switch,
+        Action::Boot,
+        Action::Test,
+        Action::DryActivate,
+    ];
+    for (kind, takes) in kinds {
+        for (action, takes) in actions.into_iter().zip(takes) {
+            let target = Target {
+                kind: kind.clone(),
+                action,
+                ..Target::new(Goal::Closure(path("x")))
+            };
+            let parts = DeploymentParts {
+                target,
+                ..full_parts()
+            };
+            assert_eq!(Deployment::new(parts).is_ok(), takes, "{kind} {action}");
+        }
+    }
+}
+
+#[test]
+fn the_longest_lists_of_checks_fit_into_a_message() {
+    let long = |n: usize| HttpUrl::new(format!("http://h/{}", "x".repeat(200 + n))).unwrap();
+    let target = Target {
+        health_checks: (0..32)
+            .map(|n| HealthCheck::new(Probe::Http(long(n))))
+            .collect(),
+        ..Target::new(Goal::Closure(path("x")))
+    };
+    let deployment = Deployment::new(DeploymentParts {
+        target,
+        ..full_parts()
+    })
+    .unwrap();
+    assert!(sign(&deployment, &[key("ci", 7)]).is_ok());
 }
 
 #[test]

@@ -13,6 +13,10 @@ pub enum Outcome {
     Succeeded,
     /// The machine ran it already.
     Unchanged,
+    /// The machine's next boot brings it.
+    Staged,
+    /// The machine says what it would do, and did nothing.
+    DryActivated,
     /// It was published and read back, and is not waited for.
     Published,
     /// It did not get to the machine's topic.
@@ -31,6 +35,8 @@ pub enum Outcome {
     Expired,
     /// A newer deployment took its place.
     Superseded,
+    /// A newer deployment cancelled it.
+    Cancelled,
     /// The machine was under way, or silent, when the time was up.
     TimedOut,
     /// The machine was under way, or silent, when somebody interrupted the run.
@@ -46,6 +52,8 @@ impl Outcome {
         Some(match state {
             State::Succeeded => Self::Succeeded,
             State::Unchanged => Self::Unchanged,
+            State::Staged => Self::Staged,
+            State::DryActivated => Self::DryActivated,
             State::Failed => Self::Failed,
             State::RolledBack => Self::RolledBack,
             State::RollbackFailed => Self::RollbackFailed,
@@ -53,7 +61,9 @@ impl Outcome {
             State::Rejected => Self::Rejected,
             State::Expired => Self::Expired,
             State::Superseded => Self::Superseded,
+            State::Cancelled => Self::Cancelled,
             State::Idle
+            | State::Held
             | State::Waiting
             | State::Fetching
             | State::Activating
@@ -68,6 +78,8 @@ impl Outcome {
         match self {
             Self::Succeeded => "succeeded",
             Self::Unchanged => "unchanged",
+            Self::Staged => "staged",
+            Self::DryActivated => "dry_activated",
             Self::Published => "published",
             Self::NotPublished => "not_published",
             Self::Failed => "failed",
@@ -77,6 +89,7 @@ impl Outcome {
             Self::Rejected => "rejected",
             Self::Expired => "expired",
             Self::Superseded => "superseded",
+            Self::Cancelled => "cancelled",
             Self::TimedOut => "timed_out",
             Self::UnderWay => "under_way",
             Self::Offline => "offline",
@@ -86,7 +99,10 @@ impl Outcome {
     /// Whether the machine runs it, or nobody asked to wait for that.
     #[must_use]
     pub const fn is_good(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Unchanged | Self::Published)
+        matches!(
+            self,
+            Self::Succeeded | Self::Unchanged | Self::Staged | Self::DryActivated | Self::Published
+        )
     }
 
     /// What somebody who reads this outcome may want to do.
@@ -96,8 +112,11 @@ impl Outcome {
             // The messages of the last four are the publisher's own and say what to do already.
             Self::Succeeded
             | Self::Unchanged
+            | Self::Staged
+            | Self::DryActivated
             | Self::Published
             | Self::Superseded
+            | Self::Cancelled
             | Self::TimedOut
             | Self::UnderWay
             | Self::Offline => "",
@@ -135,7 +154,7 @@ pub enum Exit {
     Rejected = 5,
     /// The time was up.
     TimedOut = 6,
-    /// A newer deployment took its place.
+    /// A newer deployment took its place, or cancelled it.
     Superseded = 7,
     /// A machine is offline.
     Offline = 8,
@@ -155,7 +174,7 @@ Exit codes:
   4    rolled back on a machine: it runs what it ran before
   5    rejected by a machine
   6    timed out: a machine was still under way, or silent
-  7    superseded by a newer deployment
+  7    superseded or cancelled by a newer deployment
   8    offline: every machine is, or with `--wait all` one stayed so
   9    expired before a machine saw it
   130  interrupted; the machines go on by themselves
@@ -188,13 +207,17 @@ impl Exit {
         let exits: Vec<Self> = outcomes
             .iter()
             .map(|outcome| match outcome {
-                Outcome::Succeeded | Outcome::Unchanged | Outcome::Published => Self::Ok,
+                Outcome::Succeeded
+                | Outcome::Unchanged
+                | Outcome::Staged
+                | Outcome::DryActivated
+                | Outcome::Published => Self::Ok,
                 Outcome::NotPublished => Self::Error,
                 Outcome::Failed | Outcome::RollbackFailed | Outcome::Conflict => Self::Failed,
                 Outcome::RolledBack => Self::RolledBack,
                 Outcome::Rejected => Self::Rejected,
                 Outcome::Expired => Self::Expired,
-                Outcome::Superseded => Self::Superseded,
+                Outcome::Superseded | Outcome::Cancelled => Self::Superseded,
                 Outcome::TimedOut | Outcome::UnderWay => Self::TimedOut,
                 Outcome::Offline if waited_for_all || all_offline => Self::Offline,
                 Outcome::Offline => Self::Ok,

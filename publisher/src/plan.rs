@@ -76,6 +76,8 @@ impl Orders<'_> {
             issued: self.now,
             expires: self.now.plus(self.valid_for),
             target,
+            held: false,
+            cancels: None,
             provenance: self.provenance.clone(),
         })
         .map_err(PlanError::Deployment)?;

@@ -12,7 +12,7 @@ use std::io::Read as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_protocol::{
-    AgentName, HealthCheck, NameError, StorePath, StorePathError, System, SystemError, Text,
+    AgentName, HealthCheck, NameError, Probe, StorePath, StorePathError, System, SystemError, Text,
     nearest,
 };
 use serde::Deserialize;
@@ -284,7 +284,7 @@ fn read_health_check(json: Json) -> Result<Option<HealthCheck>, FieldError> {
             return Err(FieldError::Twice { field });
         }
     }
-    Ok((!programs.is_empty()).then_some(HealthCheck::Program(programs)))
+    Ok((!programs.is_empty()).then(|| HealthCheck::new(Probe::Program(programs))))
 }
 
 fn shown(text: &str) -> String {
@@ -416,7 +416,7 @@ mod tests {
         let web = AgentName::new("web-1").unwrap();
         assert_eq!(spec.agents()[&web].as_str(), A);
         assert_eq!(spec.agents().len(), 2);
-        let Some(HealthCheck::Program(programs)) = spec.health_check() else {
+        let Some(Probe::Program(programs)) = spec.health_check().map(|check| &check.probe) else {
             panic!("no health check");
         };
         assert_eq!(programs.len(), 1);

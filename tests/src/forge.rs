@@ -70,6 +70,8 @@ impl Forge {
             issued: self.issued,
             expires: self.issued.plus(self.valid),
             target: self.target.clone(),
+            held: false,
+            cancels: None,
             provenance: Provenance::default(),
         })?;
         Ok(sign(&deployment, &[key])?)

@@ -1,9 +1,8 @@
 //! What the shell has to do.
 
-use std::time::Duration;
-
 use hoist_protocol::{
-    CacheKey, DeploymentId, History, Kind, Order, Status, StorePath, SubstituterUrl,
+    CacheKey, ClosureDigest, DeploymentId, History, Kind, Order, Status, StorePath, SubstituterUrl,
+    Target,
 };
 
 use crate::ledger::Ledger;
@@ -17,8 +16,10 @@ pub struct FetchOrder {
     pub path: StorePath,
     /// How it is activated.
     pub kind: Kind,
+    /// What it has to hold, to the byte, when the deployment says so.
+    pub digest: Option<ClosureDigest>,
     /// The programs of its health checks on this machine's system.
-    pub health_checks: Vec<StorePath>,
+    pub programs: Vec<StorePath>,
     /// Binary caches besides the machine's own.
     pub substituters: Vec<SubstituterUrl>,
     /// Keys of binary caches besides the machine's own.
@@ -32,14 +33,8 @@ pub struct JobOrder {
     pub order: Order,
     /// The closure, in the store by now.
     pub path: StorePath,
-    /// How it is activated.
-    pub kind: Kind,
-    /// Programs that must exit 0 after the activation.
-    pub health_checks: Vec<StorePath>,
-    /// How long the activation may take.
-    pub activation_timeout: Duration,
-    /// How long health checks and the way back to the broker may take.
-    pub confirm_timeout: Duration,
+    /// How it gets there, as it was signed.
+    pub target: Target,
 }
 
 /// Something to do. Effects are carried out in the order in which they were returned; when

@@ -56,6 +56,8 @@ fn parts(n: u64) -> DeploymentParts {
         issued: Timestamp::from_ms(NOW),
         expires: Timestamp::from_ms(NOW + 24 * HOUR),
         target: Target::new(Goal::Closure(path(&format!("v{n}")))),
+        held: false,
+        cancels: None,
         provenance: Provenance::default(),
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn prepare(job: &Job) -> Result<Before, Failure> {
             format!("{closure} is not in the store; nothing was activated"),
         ));
     }
-    let nixos = is_nixos(spec.kind, closure)?;
+    let nixos = is_nixos(&spec.kind, closure)?;
     let profile = if nixos {
         SYSTEM_PROFILE.into()
     } else {
@@ -67,10 +67,16 @@ pub(super) fn prepare(job: &Job) -> Result<Before, Failure> {
 }
 
 /// Whether the closure is activated as a NixOS system; otherwise it is a plain profile.
-fn is_nixos(kind: Kind, closure: &Utf8Path) -> Result<bool, Failure> {
+fn is_nixos(kind: &Kind, closure: &Utf8Path) -> Result<bool, Failure> {
     let wrong = |message: String| Err(Failure::failed(Reason::WrongKind, message));
     let has = |marker: &str| closure.join(marker).exists();
     match kind {
+        Kind::Darwin | Kind::HomeManager | Kind::DeployRs | Kind::Custom(_) => {
+            Err(Failure::failed(
+                Reason::Unsupported,
+                format!("this version cannot activate closures of kind `{kind}`"),
+            ))
+        }
         Kind::Profile => Ok(false),
         Kind::Nixos if !has("nixos-version") => wrong(format!(
             "{closure} is no NixOS system: it has no `nixos-version`; deploy `config.system.build.toplevel`"
@@ -105,7 +111,7 @@ mod tests {
     fn markers_tell_the_kind() {
         let dir = tempfile::tempdir().unwrap();
         let closure = Utf8Path::from_path(dir.path()).unwrap();
-        let reason = |kind| is_nixos(kind, closure).map_err(|failure| failure.reason);
+        let reason = |kind| is_nixos(&kind, closure).map_err(|failure| failure.reason);
         assert_eq!(reason(Kind::Auto), Ok(false));
         assert_eq!(reason(Kind::Nixos), Err(Reason::WrongKind));
 

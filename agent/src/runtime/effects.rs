@@ -71,10 +71,7 @@ impl Shell {
         let JobOrder {
             order,
             path,
-            kind,
-            health_checks,
-            activation_timeout,
-            confirm_timeout,
+            target,
         } = order;
         let boot_id = BootId::current()
             .map_err(|error| format!("the kernel does not tell its boot id: {error}"))?;
@@ -85,10 +82,10 @@ impl Shell {
             nonce: Nonce::random(),
             boot_id,
             closure: path,
-            kind,
-            health_checks,
-            activation_timeout,
-            confirm_timeout,
+            activation_timeout: target.activation_timeout(),
+            confirm_timeout: target.confirm_timeout(),
+            health_checks: target.programs(&self.system).cloned().collect(),
+            kind: target.kind,
             profile: self.settings.profile.clone(),
         };
         self.jobs

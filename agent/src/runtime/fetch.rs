@@ -49,8 +49,8 @@ fn failure(error: FetchError) -> FetchFailure {
 fn facts(order: &FetchOrder, profile: &Utf8Path) -> std::io::Result<nix::Facts> {
     let is_nixos = match order.kind {
         Kind::Nixos => true,
-        Kind::Profile => false,
         Kind::Auto => is_nixos(&order.path),
+        _ => false,
     };
     if is_nixos {
         nix::Facts::of_nixos()
@@ -95,7 +95,7 @@ impl Fetch {
 
 async fn fetch(order: Box<FetchOrder>, roots: Utf8PathBuf, news: mpsc::Sender<FetchNews>) {
     let mut paths = vec![order.path.clone()];
-    paths.extend(order.health_checks.iter().cloned());
+    paths.extend(order.programs.iter().cloned());
     let request = RealiseRequest {
         id: order.id,
         paths,

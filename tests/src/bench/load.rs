@@ -12,7 +12,7 @@ use hoist_certs::authority::{Authority, days};
 use hoist_certs::files::{Overwrite, write_private, write_public};
 use hoist_protocol::{
     AgentName, CacheKey, Channel, Deployment, DeploymentId, DeploymentParts, FleetName, Goal,
-    HealthCheck, KeyName, Machine, Order, Provenance, PublicKey, SigningKey, StorePath,
+    HealthCheck, KeyName, Machine, Order, Probe, Provenance, PublicKey, SigningKey, StorePath,
     SubstituterUrl, System, Target, Text, Timestamp, sign,
 };
 use rumqttc::mqttbytes::QoS;
@@ -394,7 +394,7 @@ fn deployment(
         .into_iter()
         .map(|system| Ok((System::new(system)?, path("health-check")?)))
         .collect::<Result<_>>()?;
-    target.health_checks = vec![HealthCheck::Program(checks)];
+    target.health_checks = vec![HealthCheck::new(Probe::Program(checks))];
     target.substituters = vec![SubstituterUrl::new("https://cache.example.org")?];
     target.substituter_keys = vec![CacheKey::new(
         "cache.example.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=",
@@ -411,6 +411,8 @@ fn deployment(
         issued,
         expires: Timestamp::from_ms(sequence).plus(Duration::from_secs(3600)),
         target,
+        held: false,
+        cancels: None,
         provenance: Provenance {
             revision: Some(Text::new("8f0e6d1c5b7a4f3e2d1c0b9a8f7e6d5c4b3a2f1e")?),
             run_url: Some(Text::new(

@@ -67,8 +67,9 @@ impl Agent {
         let order = FetchOrder {
             id: fetching.deployment.id(),
             path: fetching.path.clone(),
-            kind: target.kind,
-            health_checks: self.config.health_checks(&fetching.deployment),
+            kind: target.kind.clone(),
+            digest: target.closure_digest,
+            programs: target.programs(&self.config.system).cloned().collect(),
             substituters: target.substituters.clone(),
             keys: target.substituter_keys.clone(),
         };
@@ -138,10 +139,7 @@ impl Agent {
         let job = JobOrder {
             order: task.order,
             path: fetching.path.clone(),
-            kind: target.kind,
-            health_checks: self.config.health_checks(&fetching.deployment),
-            activation_timeout: target.activation_timeout(),
-            confirm_timeout: target.confirm_timeout(),
+            target: target.clone(),
         };
         let id = task.order.id;
         self.work = Work::Activating(Activating::new(JobPhase::Activating));

@@ -9,8 +9,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hoist_protocol::{
-    Deployment, DeploymentId, FleetName, HealthCheck, KeyName, Machine, Status, StorePath, System,
-    Text, TrustedKeys, VerifiedDeployment,
+    DeploymentId, FleetName, KeyName, Machine, Status, System, Text, TrustedKeys,
+    VerifiedDeployment,
 };
 
 use crate::effect::Effect;
@@ -43,15 +43,6 @@ impl Config {
     pub(crate) fn key_names(&self) -> Vec<KeyName> {
         let keys = self.trusted.keys();
         keys.iter().map(|key| key.name().clone()).collect()
-    }
-
-    /// The programs of a deployment's health checks for this machine's system.
-    fn health_checks(&self, deployment: &Deployment) -> Vec<StorePath> {
-        let checks = deployment.target().health_checks.iter();
-        checks
-            .filter_map(|HealthCheck::Program(programs)| programs.get(&self.system))
-            .cloned()
-            .collect()
     }
 }
 

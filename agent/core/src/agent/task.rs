@@ -213,6 +213,8 @@ impl Agent {
                 started_at: task.admitted_at,
                 ended_at: moment.now,
                 closure_size: task.closure_size,
+                fetched_bytes: None,
+                changes: None,
             },
             message: outcome.message,
             attempts: task.attempts,

@@ -126,6 +126,8 @@ fn parts(n: usize, machine: &Machine) -> DeploymentParts {
         issued: Timestamp::from_ms(issued),
         expires: Timestamp::from_ms(issued + lives),
         target: Target::new(goal),
+        held: false,
+        cancels: None,
         provenance: Provenance::default(),
     }
 }
