@@ -86,12 +86,24 @@ let
         agents = {
           web-1.config.system.build.toplevel = "/nix/store/a-nixos-system";
           tool.outPath = "/nix/store/b-tool";
+          alice.activationPackage = "/nix/store/d-home";
+          web-2 = {
+            path.config.system.build.toplevel = "/nix/store/e-nixos-system";
+            action = "boot";
+            checks = [ { unit = "nginx.service"; } ];
+          };
         };
         healthCheck.x86_64-linux = "/nix/store/c-check";
       } == {
         agents = {
           web-1 = "/nix/store/a-nixos-system";
           tool = "/nix/store/b-tool";
+          alice = "/nix/store/d-home";
+          web-2 = {
+            path = "/nix/store/e-nixos-system";
+            action = "boot";
+            checks = [ { unit = "nginx.service"; } ];
+          };
         };
         rollbackScript.x86_64-linux = "/nix/store/c-check";
       };
