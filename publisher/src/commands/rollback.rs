@@ -151,6 +151,8 @@ mod tests {
                 started_at: Timestamp::default(),
                 ended_at: Timestamp::default(),
                 closure_size: None,
+                fetched_bytes: None,
+                changes: None,
             })
             .collect();
         Seen {

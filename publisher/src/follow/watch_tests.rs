@@ -37,6 +37,8 @@ fn history(entries: &[(u64, State)]) -> History {
                 started_at: Timestamp::default(),
                 ended_at: Timestamp::default(),
                 closure_size: None,
+                fetched_bytes: None,
+                changes: None,
             })
             .collect(),
     }
