@@ -49,7 +49,7 @@ impl FromStr for ClosureDigest {
 
 /// SHA-256 over the contents of a store path, as Nix's archive has them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct NarHash([u8; 32]);
+pub(crate) struct NarHash([u8; 32]);
 
 impl NarHash {
     /// Reads `sha256-<base64>` and the older `sha256:<Nix's base 32>` or `sha256:<hexadecimal>`.
@@ -118,6 +118,8 @@ struct PathInfo {
     nar_hash: Option<String>,
     #[serde(rename = "narSize", default)]
     nar_size: u64,
+    #[serde(default)]
+    references: Vec<String>,
     valid: Option<bool>,
 }
 
@@ -130,49 +132,79 @@ enum PathInfos {
     Map(BTreeMap<String, Option<PathInfo>>),
 }
 
+/// What Nix tells about a path that is in the store.
+pub(crate) struct ValidPath {
+    pub(crate) path: String,
+    pub(crate) hash: NarHash,
+    pub(crate) size: u64,
+    pub(crate) references: Vec<String>,
+}
+
+/// Reads what `nix path-info --json` prints, of any version of Nix.
+pub(crate) fn valid_paths(json: &[u8]) -> Result<Vec<ValidPath>, ClosureInfoError> {
+    let infos = serde_json::from_slice(json).map_err(ClosureInfoError::Json)?;
+    let infos: Vec<(String, Option<PathInfo>)> = match infos {
+        PathInfos::List(list) => list
+            .into_iter()
+            .map(|info| (info.path.clone().unwrap_or_default(), Some(info)))
+            .collect(),
+        PathInfos::Map(map) => map.into_iter().collect(),
+    };
+    let valid = |(path, info): (String, Option<PathInfo>)| {
+        let Some(info) = info.filter(|info| info.valid != Some(false)) else {
+            return Err(ClosureInfoError::Missing(path));
+        };
+        let hash = info.nar_hash.as_deref().and_then(NarHash::parse);
+        match hash {
+            // Derivations may be in the closure of what refers to them.
+            Some(hash) if path.starts_with(crate::STORE) => Ok(ValidPath {
+                path,
+                hash,
+                size: info.nar_size,
+                references: info.references,
+            }),
+            _ => Err(ClosureInfoError::Path(path)),
+        }
+    };
+    infos.into_iter().map(valid).collect()
+}
+
+/// The digest over these paths, which come sorted.
+pub(crate) fn digest_over<'a>(
+    paths: impl IntoIterator<Item = (&'a str, &'a NarHash)>,
+) -> ClosureDigest {
+    let mut hasher = Sha256::new_with_prefix(DOMAIN);
+    for (path, hash) in paths {
+        // A path holds no white space, and the hash has always the same length.
+        hasher.update(path);
+        hasher.update(b" ");
+        hasher.update(hash.0);
+        hasher.update(b"\n");
+    }
+    ClosureDigest(hasher.finalize().into())
+}
+
 impl ClosureInfo {
     /// Reads what `nix path-info --json --recursive PATH` prints, of any version of Nix.
     ///
     /// # Errors
     /// [`ClosureInfoError`]
     pub fn from_path_info(json: &[u8]) -> Result<Self, ClosureInfoError> {
-        let infos = serde_json::from_slice(json).map_err(ClosureInfoError::Json)?;
-        let infos: Vec<(String, Option<PathInfo>)> = match infos {
-            PathInfos::List(list) => list
-                .into_iter()
-                .map(|info| (info.path.clone().unwrap_or_default(), Some(info)))
-                .collect(),
-            PathInfos::Map(map) => map.into_iter().collect(),
-        };
-        let mut paths = BTreeMap::new();
-        for (path, info) in infos {
-            let Some(info) = info.filter(|info| info.valid != Some(false)) else {
-                return Err(ClosureInfoError::Missing(path));
-            };
-            let hash = info.nar_hash.as_deref().and_then(NarHash::parse);
-            match hash {
-                // Derivations may be in the closure of what refers to them.
-                Some(hash) if path.starts_with(crate::STORE) => {
-                    paths.insert(path, (hash, info.nar_size));
-                }
-                _ => return Err(ClosureInfoError::Path(path)),
-            }
-        }
+        let paths = valid_paths(json)?
+            .into_iter()
+            .map(|info| (info.path, (info.hash, info.size)))
+            .collect();
         Ok(Self { paths })
     }
 
     /// The digest over all of it.
     #[must_use]
     pub fn digest(&self) -> ClosureDigest {
-        let mut hasher = Sha256::new_with_prefix(DOMAIN);
-        for (path, (hash, _)) in &self.paths {
-            // A path holds no white space, and the hash has always the same length.
-            hasher.update(path);
-            hasher.update(b" ");
-            hasher.update(hash.0);
-            hasher.update(b"\n");
-        }
-        ClosureDigest(hasher.finalize().into())
+        digest_over(
+            self.paths
+                .iter()
+                .map(|(path, (hash, _))| (path.as_str(), hash)),
+        )
     }
 
     /// Its size in the store, in bytes.

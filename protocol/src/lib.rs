@@ -6,6 +6,7 @@
 mod check;
 mod client;
 mod closure;
+mod closures;
 mod deployment;
 mod envelope;
 mod key;
@@ -26,6 +27,7 @@ pub use client::{BrokerUrl, BrokerUrlError, DEFAULT_PORT, client_id, is_client_i
 pub use closure::{
     Changes, ClosureDigest, ClosureDigestError, ClosureInfo, ClosureInfoError, PackageChange,
 };
+pub use closures::Closures;
 pub use deployment::{
     DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Provenance,
 };
