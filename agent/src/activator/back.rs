@@ -129,7 +129,7 @@ impl Activator {
         };
         self.log.say(&format!("activating {previous} again"));
         let least = std::time::Duration::from_millis(DEFAULT_ACTIVATION_TIMEOUT_MS);
-        let limit = self.job.spec().activation_timeout.max(least);
+        let limit = self.job.spec().target.activation_timeout().max(least);
         let what = format!("`switch-to-configuration test` of {previous}");
         let remark = match self.run_switch(&previous, Switch::Test, limit, [])? {
             End::Exited(status) if status.success() => None,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hoist_protocol::{Reason, StorePath};
+use hoist_protocol::{Reason, StorePath, System};
 
 use super::Activator;
 use super::failure::{Failure, meaning, shown};
@@ -31,7 +31,7 @@ impl Activator {
 
     fn activate(&mut self, before: &Before) -> Result<(), Failure> {
         let closure = self.job.spec().closure.clone();
-        let limit = self.job.spec().activation_timeout;
+        let limit = self.job.spec().target.activation_timeout();
         let records = [
             Record::Prepared(before.clone()),
             Record::Phase(Phase::Activating),
@@ -113,7 +113,11 @@ impl Activator {
 
     fn check(&mut self, before: &Before, begun: Instant) -> Result<(), Failure> {
         let spec = self.job.spec().clone();
-        if spec.health_checks.is_empty() {
+        let system = System::current().map_err(|error| {
+            Failure::internal("cannot tell which programs check this machine", &error)
+        })?;
+        let checks: Vec<_> = spec.target.programs(&system).cloned().collect();
+        if checks.is_empty() {
             return Ok(());
         }
         self.journal.append([Record::Phase(Phase::Checking)])?;
@@ -123,14 +127,15 @@ impl Activator {
         if let Some(previous) = &before.running {
             environment.push(("HOIST_PREVIOUS".into(), previous.as_str().into()));
         }
-        for check in &spec.health_checks {
+        for check in &checks {
             self.log.say(&format!("checking with {check}"));
             let program = Program {
                 arguments: vec![check.as_str().into()],
                 environment: environment.clone(),
                 unit: None,
                 limit: spec
-                    .confirm_timeout
+                    .target
+                    .confirm_timeout()
                     .saturating_sub(begun.elapsed())
                     .max(LEAST),
             };
@@ -146,7 +151,7 @@ impl Activator {
                 End::TimedOut => {
                     return failed(format!(
                         "had not ended {} s after the activation, when everything has to be confirmed",
-                        spec.confirm_timeout.as_secs()
+                        spec.target.confirm_timeout().as_secs()
                     ));
                 }
             }
@@ -157,7 +162,10 @@ impl Activator {
     fn wait_for_confirmation(&mut self, begun: Instant) -> Result<(), Failure> {
         self.journal.append([Record::Phase(Phase::Confirming)])?;
         let spec = self.job.spec().clone();
-        let left = spec.confirm_timeout.saturating_sub(begun.elapsed());
+        let left = spec
+            .target
+            .confirm_timeout()
+            .saturating_sub(begun.elapsed());
         self.log.say(&format!(
             "activated; waiting {:.1} s for the agent to reach the broker",
             left.as_secs_f64()
@@ -180,12 +188,12 @@ impl Activator {
                     .say(&format!("a confirmation does not count: {found}"));
                 objection = found;
             }
-            if begun.elapsed() >= spec.confirm_timeout {
+            if begun.elapsed() >= spec.target.confirm_timeout() {
                 return Err(Failure::rolled_back(
                     Reason::NotConfirmed,
                     format!(
                         "the agent did not reach the broker within {} s after the activation",
-                        spec.confirm_timeout.as_secs()
+                        spec.target.confirm_timeout().as_secs()
                     ),
                 ));
             }
@@ -241,7 +249,7 @@ impl Activator {
                 )));
             }
             // The power was cut between the confirmation and the boot loader.
-            let limit = self.job.spec().activation_timeout;
+            let limit = self.job.spec().target.activation_timeout();
             self.switch(&closure, Switch::Test, limit, [])?;
         }
         if !ours {

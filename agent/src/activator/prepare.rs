@@ -28,7 +28,7 @@ pub(super) fn prepare(job: &Job) -> Result<Before, Failure> {
             format!("{closure} is not in the store; nothing was activated"),
         ));
     }
-    let nixos = is_nixos(&spec.kind, closure)?;
+    let nixos = is_nixos(&spec.target.kind, closure)?;
     let profile = if nixos {
         SYSTEM_PROFILE.into()
     } else {

@@ -7,12 +7,14 @@
 //! | `log` | activator | what programs printed, at most [`LOG_MAX`] bytes: [`LogEntry`] |
 //! | `lock` | activator | held by the kernel's `flock` for as long as the activator lives |
 //! | `confirmation` | agent, at once or not at all | [`Confirmation`] |
+//! | `outage` | agent, at once or not at all | [`Outage`] |
 //! | `result` | activator, last of all | [`JobResult`] |
 //! | `activator.log` | activator | what goes wrong with the activator itself |
 //!
 //! Room for the journal, the confirmation and the result is taken when the directory is made: a disk that
 //! an activation fills does not keep the machine from going back.
 
+mod agent;
 mod error;
 mod files;
 mod journal;
@@ -28,6 +30,7 @@ use std::io;
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_protocol::DeploymentId;
 
+pub use agent::AgentIdentity;
 pub use error::JobError;
 pub use journal::Phase;
 pub(crate) use journal::{Before, History, Journal, ProcessRecord, Record};
@@ -36,7 +39,7 @@ pub(crate) use lock::JobLock;
 pub(crate) use log::LogWriter;
 pub use log::{LOG_MAX, LogCursor, LogEntry};
 pub use result::JobResult;
-pub use spec::{BootId, Confirmation, JobSpec, Nonce};
+pub use spec::{BootId, ConfirmBy, Confirmation, JobSpec, Nonce, Outage};
 
 /// All jobs of an agent.
 #[derive(Clone, Debug)]
@@ -209,6 +212,15 @@ impl Job {
         files::replace(&self.dir.join(CONFIRMATION), &confirmation.to_json())
     }
 
+    /// Tells the activator that the broker itself is away, so that it waits longer for the confirmation: once,
+    /// and up to [`OUTAGE_CAP_MS`](hoist_protocol::limits::OUTAGE_CAP_MS) after the activation.
+    ///
+    /// # Errors
+    /// [`JobError::Io`]
+    pub fn report_outage(&self, outage: &Outage) -> Result<(), JobError> {
+        files::replace(&self.dir.join(OUTAGE), &outage.to_json())
+    }
+
     /// The complete lines that were logged since `cursor`, at most 64 KiB of the file; call again until
     /// there are none.
     ///
@@ -255,6 +267,11 @@ impl Job {
         Confirmation::read(&self.dir.join(CONFIRMATION))
     }
 
+    /// The agent's word that the broker is away, once there is one that can be read.
+    pub(crate) fn outage(&self) -> Result<Option<Outage>, JobError> {
+        Outage::read(&self.dir.join(OUTAGE))
+    }
+
     pub(crate) fn has_result(&self) -> bool {
         self.dir.join(RESULT).exists()
     }
@@ -268,6 +285,7 @@ const SPEC: &str = "spec";
 const JOURNAL: &str = "journal";
 const LOG: &str = "log";
 const CONFIRMATION: &str = "confirmation";
+const OUTAGE: &str = "outage";
 const RESULT: &str = "result";
 
 /// What is being made or removed starts with this; [`Jobs::existing`] clears it away.

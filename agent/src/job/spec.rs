@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::io;
-use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use hoist_protocol::{DeploymentId, Kind, Order, StorePath};
+use hoist_protocol::{DeploymentId, Order, StorePath, Target, Text};
 use serde::{Deserialize, Serialize};
 
-use super::JobError;
+use super::{AgentIdentity, JobError};
 
 /// The format of `spec`, `confirmation` and `result`. Fields may be added within a format when an older
 /// version may leave them out and a newer one has a default for them.
@@ -73,19 +72,25 @@ pub struct JobSpec {
     pub boot_id: BootId,
     /// What the machine shall run; realised and kept from the garbage collector.
     pub closure: StorePath,
-    /// How it is activated; `auto` goes by the markers in the closure.
-    pub kind: Kind,
-    /// Programs that must exit with 0, those of this machine's system; realised.
-    pub health_checks: Vec<StorePath>,
-    /// How long the activation may take.
-    #[serde(with = "milliseconds")]
-    pub activation_timeout: Duration,
-    /// How long health checks and confirmation may take together, counted from the end of the activation
-    /// on a clock that stands still while the machine sleeps.
-    #[serde(with = "milliseconds")]
-    pub confirm_timeout: Duration,
-    /// The profile that is set when the closure is a plain profile; a NixOS system has its own.
+    /// How it gets there, as it was signed.
+    pub target: Target,
+    /// What shows that the machine works with it.
+    pub confirm: ConfirmBy,
+    /// The profile that is set when the closure is no system with a profile of its own, and the target names
+    /// none.
     pub profile: Utf8PathBuf,
+    /// The agent that made the job.
+    pub agent: AgentIdentity,
+}
+
+/// What shows that a machine works with what was activated.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConfirmBy {
+    /// The health checks, and the agent's word that it reached the broker over a fresh connection.
+    Broker,
+    /// The health checks alone: somebody at the machine ordered it, and there need not be a broker.
+    HealthChecks,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -177,16 +182,23 @@ impl Confirmation {
     }
 }
 
-mod milliseconds {
-    use std::time::Duration;
+/// The agent's word that the broker itself is away: the machine is not to blame, and waits longer.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Outage {
+    /// The job's nonce.
+    pub nonce: Nonce,
+    /// The boot in which it was found.
+    pub boot_id: BootId,
+    /// What was found, for people.
+    pub message: Text<512>,
+}
 
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_u64(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+impl Outage {
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        Versioned::to_json(self)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
-        u64::deserialize(from).map(Duration::from_millis)
+    pub(super) fn read(path: &Utf8Path) -> Result<Option<Self>, JobError> {
+        Versioned::read(path)
     }
 }

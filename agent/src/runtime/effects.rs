@@ -4,7 +4,7 @@ use hoist_agent_core::{Effect, Input, JobOrder};
 use hoist_protocol::{Channel, DeploymentId, History, Status, Text};
 
 use crate::error::Error;
-use crate::job::{BootId, Confirmation, Job, JobSpec, Nonce};
+use crate::job::{AgentIdentity, BootId, ConfirmBy, Confirmation, Job, JobSpec, Nonce};
 use crate::mqtt::{Payload, Receipt};
 use crate::nix;
 
@@ -75,6 +75,8 @@ impl Shell {
         } = order;
         let boot_id = BootId::current()
             .map_err(|error| format!("the kernel does not tell its boot id: {error}"))?;
+        let agent = AgentIdentity::current()
+            .map_err(|error| format!("this agent cannot tell who it is: {error}"))?;
         let spec = JobSpec {
             id: order.id,
             epoch: order.epoch,
@@ -82,11 +84,10 @@ impl Shell {
             nonce: Nonce::random(),
             boot_id,
             closure: path,
-            activation_timeout: target.activation_timeout(),
-            confirm_timeout: target.confirm_timeout(),
-            health_checks: target.programs(&self.system).cloned().collect(),
-            kind: target.kind,
+            target,
+            confirm: ConfirmBy::Broker,
             profile: self.settings.profile.clone(),
+            agent,
         };
         self.jobs
             .create(&spec)

@@ -85,7 +85,6 @@ enum Event {
 
 struct Shell {
     settings: Settings,
-    system: System,
     agent: Agent,
     ledger: LedgerFile,
     jobs: Jobs,
@@ -116,7 +115,7 @@ impl Shell {
         })?;
         let config = Config {
             machine: settings.machine.clone(),
-            system: system.clone(),
+            system,
             trusted: settings.trusted.clone(),
             version: Text::lossy(env!("CARGO_PKG_VERSION")),
             session: Text::lossy(&format!("{:016x}", rand::random::<u64>())),
@@ -127,7 +126,6 @@ impl Shell {
             broker: Broker::new(settings.clone()),
             refresh_at: started + jittered(settings.status_interval),
             settings,
-            system,
             agent,
             ledger,
             jobs,

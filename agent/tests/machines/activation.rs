@@ -1,14 +1,13 @@
 //! One activation after another: what ends well, and what goes back.
 
 use std::fs;
-use std::time::Duration;
 
 use hoist_agent::job::{Jobs, Nonce, Phase};
 use hoist_protocol::{Kind, Reason, State, StorePath};
 
 use crate::machine::{
-    Activator, SYSTEM, Script, assert_all_is, confirm, confirmation, current, generations, inside,
-    link, log, outcome, result, until,
+    Activator, SYSTEM, Script, assert_all_is, checks_with, confirm, confirmation, current,
+    generations, inside, link, log, outcome, result, until,
 };
 
 #[test]
@@ -109,7 +108,7 @@ fn an_activation_that_hangs_is_stopped_with_all_it_started_and_its_lists_are_cle
             ..Script::PLAIN
         };
         let mut spec = machine.spec(&machine.nixos("b", hangs));
-        spec.activation_timeout = Duration::from_millis(300);
+        spec.target.activation_timeout_ms = 300;
         let result = machine.carry_out(&spec);
         assert_eq!(
             outcome(&result),
@@ -136,7 +135,7 @@ fn a_health_check_knows_what_it_checks_and_one_that_fails_goes_back() {
         let good = machine.program("good", "echo $HOIST_CLOSURE after $HOIST_PREVIOUS");
         let bad = machine.program("bad", "echo no web server >&2; exit 7");
         let mut spec = machine.spec(&b);
-        spec.health_checks = vec![good, bad];
+        spec.target.health_checks = [good, bad].map(checks_with).to_vec();
         let job = machine.create(&spec);
         Activator::start(&job).wait();
         let result = result(&job);
@@ -157,8 +156,8 @@ fn a_health_check_knows_what_it_checks_and_one_that_fails_goes_back() {
 
         let hangs = machine.program("hangs", "sleep 10000");
         let mut spec = machine.spec(&b);
-        spec.health_checks = vec![hangs];
-        spec.confirm_timeout = Duration::from_millis(200);
+        spec.target.health_checks = vec![checks_with(hangs)];
+        spec.target.confirm_timeout_ms = 200;
         let result = machine.carry_out(&spec);
         assert_eq!(
             outcome(&result),
@@ -176,7 +175,7 @@ fn what_is_not_confirmed_in_time_goes_back_and_no_other_confirmation_counts() {
         let a = machine.nixos("a", Script::PLAIN);
         machine.running(&a);
         let mut spec = machine.spec(&machine.nixos("b", Script::PLAIN));
-        spec.confirm_timeout = Duration::from_millis(300);
+        spec.target.confirm_timeout_ms = 300;
         let job = machine.create(&spec);
         let mut stale = confirmation(&job);
         stale.nonce = Nonce::random();
@@ -225,7 +224,7 @@ fn a_closure_of_the_wrong_kind_or_none_at_all_changes_nothing() {
         machine.running(&a);
         let notes = machine.notes();
         let mut spec = machine.spec(&machine.tool("tool"));
-        spec.kind = Kind::Nixos;
+        spec.target.kind = Kind::Nixos;
         let wrong = machine.carry_out(&spec);
         assert_eq!(outcome(&wrong), (State::Failed, Some(Reason::WrongKind)));
         let gone = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-gone").unwrap();

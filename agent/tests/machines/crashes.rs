@@ -7,8 +7,8 @@ use hoist_protocol::{Reason, State};
 use rustix::process::Signal;
 
 use crate::machine::{
-    Activator, SYSTEM, Script, assert_all_is, confirm, generations, inside, log, outcome, result,
-    run, until,
+    Activator, SYSTEM, Script, assert_all_is, checks_with, confirm, generations, inside, log,
+    outcome, result, run, until,
 };
 
 #[test]
@@ -29,7 +29,7 @@ fn an_activator_killed_before_the_confirmation_goes_back_when_it_is_started_agai
         ] {
             let mut spec = machine.spec(&b);
             if phase == Phase::Checking {
-                spec.health_checks = vec![check.clone()];
+                spec.target.health_checks = vec![checks_with(check.clone())];
             }
             if let Some(gate) = gate {
                 machine.close(gate);

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_agent::job::{
-    BootId, Confirmation, Job, JobResult, JobSpec, Jobs, LogCursor, Nonce, Phase,
+    AgentIdentity, BootId, ConfirmBy, Confirmation, Job, JobResult, JobSpec, Jobs, LogCursor,
+    Nonce, Phase,
 };
-use hoist_protocol::{DeploymentId, Kind, Reason, State, StorePath};
+use hoist_protocol::{
+    DeploymentId, Goal, HealthCheck, Probe, Reason, State, StorePath, System, Target,
+};
 use rustix::process::{Pid, Signal};
 
 pub(crate) const SYSTEM: &str = "/nix/var/nix/profiles/system";
@@ -246,11 +249,15 @@ esac
             nonce: Nonce::random(),
             boot_id: BootId::current().unwrap(),
             closure: closure.clone(),
-            kind: Kind::Auto,
-            health_checks: Vec::new(),
-            activation_timeout: Duration::from_secs(60),
-            confirm_timeout: Duration::from_secs(60),
+            target: Target::new(Goal::Closure(closure.clone())),
+            confirm: ConfirmBy::Broker,
             profile: PROFILE.into(),
+            agent: AgentIdentity {
+                executable: "/bin/hoist-agent".into(),
+                unit: None,
+                user_unit: false,
+                arguments: Vec::new(),
+            },
         }
     }
 
@@ -413,4 +420,10 @@ pub(crate) fn assert_all_is(machine: &Machine, system: &StorePath) {
     assert_eq!(current().as_ref(), Some(system));
     assert_eq!(link(SYSTEM).as_ref(), Some(system));
     assert_eq!(machine.boot_default().as_ref(), Some(system));
+}
+
+/// A health check that runs `program` once.
+pub(crate) fn checks_with(program: StorePath) -> HealthCheck {
+    let programs = [(System::current().unwrap(), program)];
+    HealthCheck::new(Probe::Program(programs.into()))
 }

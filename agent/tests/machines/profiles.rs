@@ -1,14 +1,13 @@
 //! Generations: what is gone back to, and what others have moved.
 
 use std::fs;
-use std::time::Duration;
 
 use hoist_agent::job::{JobSpec, Phase};
 use hoist_protocol::{Reason, State};
 
 use crate::machine::{
-    Activator, PROFILE, SYSTEM, Script, confirm, current, generations, inside, link, new_id,
-    outcome, result, run,
+    Activator, PROFILE, SYSTEM, Script, checks_with, confirm, current, generations, inside, link,
+    new_id, outcome, result, run,
 };
 
 #[test]
@@ -18,7 +17,7 @@ fn the_healthy_generation_stays_when_it_is_deployed_again_and_fails() {
         machine.running(&a);
         machine.running(&b);
         let mut spec = machine.spec(&b);
-        spec.health_checks = vec![machine.program("bad", "exit 1")];
+        spec.target.health_checks = vec![checks_with(machine.program("bad", "exit 1"))];
         let again = machine.carry_out(&spec);
         assert_eq!(
             outcome(&again),
@@ -49,7 +48,7 @@ fn a_plain_profile_is_set_before_it_is_confirmed_and_set_back_when_it_is_not() {
         machine.running(&a);
         let b = machine.tool("b");
         let mut spec = machine.spec(&b);
-        spec.confirm_timeout = Duration::from_millis(300);
+        spec.target.confirm_timeout_ms = 300;
         let job = machine.create(&spec);
         let activator = Activator::start_until(&job, Phase::Confirming);
         assert_eq!(link(PROFILE).as_ref(), Some(&b));
@@ -117,7 +116,7 @@ fn a_first_deployment_that_fails_says_that_there_is_nothing_to_go_back_to() {
 
         let tool = machine.tool("tool");
         let mut spec = machine.spec(&tool);
-        spec.health_checks = vec![machine.program("bad", "exit 1")];
+        spec.target.health_checks = vec![checks_with(machine.program("bad", "exit 1"))];
         let removed = machine.carry_out(&spec);
         assert_eq!(
             outcome(&removed),
@@ -161,7 +160,7 @@ fn a_system_that_somebody_else_moved_is_left_as_it_is() {
 
         let (tool, other) = (machine.tool("tool"), machine.tool("other"));
         let mut spec = machine.spec(&tool);
-        spec.confirm_timeout = Duration::from_millis(500);
+        spec.target.confirm_timeout_ms = 500;
         let job = machine.create(&spec);
         let activator = Activator::start_until(&job, Phase::Confirming);
         run("nix-env", &["-p", PROFILE, "--set", other.as_str()]);
@@ -180,7 +179,7 @@ fn a_store_that_a_health_check_fills_does_not_keep_a_profile_from_going_back() {
         machine.running(&a);
         let fills = "cat /dev/zero > /nix/var/fill || exit 1";
         let mut spec = machine.spec(&machine.tool("b"));
-        spec.health_checks = vec![machine.program("fills", fills)];
+        spec.target.health_checks = vec![checks_with(machine.program("fills", fills))];
         let full = machine.carry_out(&spec);
         assert_eq!(
             outcome(&full),
