@@ -1,18 +1,26 @@
 //! The agent's settings: a TOML file, and flags of the same names that replace what it says.
 
+mod folders;
+mod period;
+mod place;
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
-use hoist_certs::program::{ConfigError, read_toml};
+use hoist_certs::program::ConfigError;
 use hoist_certs::{ClientTls, Credentials, Pem, Role, TlsError};
-use hoist_protocol::{BrokerUrl, Machine, PublicKey, TrustedKeys, TrustedKeysError};
+use hoist_protocol::{Machine, PublicKey, Tag, TrustedKeys, TrustedKeysError, limits};
 use serde::Deserialize;
 
-/// Where the agent keeps its ledger and jobs unless told otherwise.
-pub const STATE: &str = "/var/lib/hoist-agent";
+use crate::mqtt::Brokers;
+use folders::Account;
+use period::PeriodSetting;
 
-/// The profile of plain closures unless told otherwise.
-pub const PROFILE: &str = "/nix/var/nix/profiles/hoist";
+pub use folders::{CONFIG, PROFILE, STATE};
+pub use period::{Period, PeriodError};
+pub use place::{Place, PlaceFlags};
 
 /// How often the agent says again how things are unless told otherwise.
 pub const STATUS_INTERVAL: Duration = Duration::from_secs(5 * 60);
@@ -20,11 +28,35 @@ pub const STATUS_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// The longest wait between two tries to connect unless told otherwise.
 pub const MAX_BACKOFF: Duration = Duration::from_secs(5 * 60);
 
+/// How long a connection may be silent before the agent asks whether the broker is there, unless told otherwise.
+pub const KEEPALIVE: Duration = hoist_certs::mqtt::KEEP_ALIVE;
+
+const INTERVAL_SETTING: PeriodSetting = PeriodSetting {
+    key: "status_interval",
+    default: STATUS_INTERVAL,
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(24 * 60 * 60),
+};
+
+const BACKOFF_SETTING: PeriodSetting = PeriodSetting {
+    key: "max_backoff",
+    default: MAX_BACKOFF,
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(60 * 60),
+};
+
+const KEEPALIVE_SETTING: PeriodSetting = PeriodSetting {
+    key: "keepalive",
+    default: KEEPALIVE,
+    min: Duration::from_secs(2),
+    max: Duration::from_secs(30 * 60),
+};
+
 /// What stands in `agent.toml`. All of it is optional there, since a flag may say it.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigFile {
-    broker: Option<BrokerUrl>,
+    broker: Option<Brokers>,
     ca: Option<Pem>,
     certificate: Option<Pem>,
     key: Option<Pem>,
@@ -33,19 +65,22 @@ pub struct ConfigFile {
     epoch_keys: Option<Vec<PublicKey>>,
     state: Option<Utf8PathBuf>,
     profile: Option<Utf8PathBuf>,
+    tags: Option<Vec<Tag>>,
     status_interval: Option<Period>,
     max_backoff: Option<Period>,
+    keepalive: Option<Period>,
 }
 
 /// The settings as flags of `hoist-agent run`.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct ConfigFlags {
-    /// The configuration file: TOML, whose keys are the flags below with `_` for `-`
+    /// The configuration file: TOML, whose keys are the flags below with `_` for `-` [default: where it is there,
+    /// /etc/hoist/agent.toml; for a user who is not root hoist/agent.toml in XDG_CONFIG_HOME or ~/.config]
     #[arg(long, value_name = "FILE")]
     pub config: Option<Utf8PathBuf>,
-    /// Where the broker listens: mqtts://HOST[:PORT]
+    /// Where the broker listens: mqtts://HOST[:PORT]. Up to 8, separated by commas, are tried in their order
     #[arg(long, value_name = "URL")]
-    broker: Option<BrokerUrl>,
+    broker: Option<Brokers>,
     /// The certificate authority of the fleet, `ca.pem`
     #[arg(long, value_name = "FILE")]
     ca: Option<Utf8PathBuf>,
@@ -64,46 +99,27 @@ pub struct ConfigFlags {
     /// Those of the trusted keys that may raise the epoch, separated by commas [default: none]
     #[arg(long, value_name = "KEY", value_delimiter = ',')]
     epoch_keys: Option<Vec<PublicKey>>,
-    /// The folder of the ledger and the jobs [default: /var/lib/hoist-agent]
+    /// The folder of the ledger and the jobs [default: /var/lib/hoist-agent; for a user who is not root
+    /// hoist-agent in XDG_STATE_HOME or ~/.local/state]
     #[arg(long, value_name = "DIR")]
     state: Option<Utf8PathBuf>,
-    /// The profile of closures that are no NixOS system [default: /nix/var/nix/profiles/hoist]
+    /// The profile of closures that are no system [default: /nix/var/nix/profiles/hoist; for a user who is not
+    /// root ~/.local/state/nix/profiles/hoist]
     #[arg(long, value_name = "PATH")]
     profile: Option<Utf8PathBuf>,
+    /// Words that this machine is selected by, separated by commas: 16 at most, each 1 to 64 of a-z 0-9 _ . : -
+    #[arg(long, value_name = "TAG", value_delimiter = ',')]
+    tags: Option<Vec<Tag>>,
     /// How often the status is published again, 1s to 24h [default: 5m]
     #[arg(long, value_name = "TIME")]
     status_interval: Option<Period>,
     /// The longest wait between two tries to connect, 1s to 1h [default: 5m]
     #[arg(long, value_name = "TIME")]
     max_backoff: Option<Period>,
-}
-
-/// A time in a form such as `30s`, `5m` or `1h 30m`.
-#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
-#[serde(try_from = "String")]
-pub struct Period(Duration);
-
-/// A text that is no time.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("`{0}` is no time; a time is written like 30s, 5m or 1h")]
-pub struct PeriodError(String);
-
-impl std::str::FromStr for Period {
-    type Err = PeriodError;
-
-    fn from_str(text: &str) -> Result<Self, PeriodError> {
-        let shown = || PeriodError(text.chars().take(40).flat_map(char::escape_debug).collect());
-        let signed: jiff::SignedDuration = text.parse().map_err(|_| shown())?;
-        Duration::try_from(signed).map(Self).map_err(|_| shown())
-    }
-}
-
-impl TryFrom<String> for Period {
-    type Error = PeriodError;
-
-    fn try_from(text: String) -> Result<Self, PeriodError> {
-        text.parse()
-    }
+    /// How long the connection may be silent before the broker is asked whether it is there, 2s to 30m; below
+    /// 10s only for tests, since some brokers pause for longer than that [default: 45s]
+    #[arg(long, value_name = "TIME")]
+    keepalive: Option<Period>,
 }
 
 /// Why there are no settings.
@@ -142,6 +158,18 @@ pub enum SettingsError {
         /// What it is.
         path: Utf8PathBuf,
     },
+    /// A folder has no default here.
+    #[error(
+        "`{key}` is not set, and without HOME there is no folder of one's own to put it in; set HOME, or put \
+         `{key} = \"/some/folder\"` into agent.toml"
+    )]
+    NoHome {
+        /// Its key in the file.
+        key: &'static str,
+    },
+    /// There are too many tags.
+    #[error("there are {0} tags, and {max} at most are allowed", max = limits::TAGS)]
+    Tags(usize),
     /// The trusted keys do not go together.
     #[error("the trusted keys cannot be used")]
     TrustedKeys(#[source] TrustedKeysError),
@@ -164,9 +192,11 @@ pub enum SettingsError {
 /// Everything checked and complete.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the broker is.
-    pub broker: BrokerUrl,
-    /// How to connect to it.
+    /// Where the brokers are.
+    pub brokers: Brokers,
+    /// Where the files are from which `tls` was made: they are read again when they change.
+    pub credentials: Credentials,
+    /// How to connect.
     pub tls: ClientTls,
     /// Which machine this is, by its certificate.
     pub machine: Machine,
@@ -176,33 +206,32 @@ pub struct Settings {
     pub state: Utf8PathBuf,
     /// The profile of plain closures.
     pub profile: Utf8PathBuf,
+    /// What this machine is selected by; [`limits::TAGS`] at most, no two alike.
+    pub tags: Vec<Tag>,
     /// How often things are said again.
     pub status_interval: Duration,
     /// The longest wait between two tries to connect.
     pub max_backoff: Duration,
+    /// How long a connection may be silent before the broker is asked whether it is there.
+    pub keepalive: Duration,
 }
 
 const fn missing(key: &'static str, flag: &'static str, example: &'static str) -> SettingsError {
     SettingsError::Missing { key, flag, example }
 }
 
-fn period(
-    key: &'static str,
-    given: Option<Period>,
-    default: Duration,
-    max: Duration,
-) -> Result<Duration, SettingsError> {
-    let found = given.map_or(default, |Period(given)| given);
-    let min = Duration::from_secs(1);
-    if found < min || found > max {
-        return Err(SettingsError::Period {
-            key,
-            found,
-            min,
-            max,
-        });
+/// Each at most once, in their order.
+fn distinct(tags: Vec<Tag>) -> Result<Vec<Tag>, SettingsError> {
+    let mut distinct: Vec<Tag> = Vec::new();
+    for tag in tags {
+        if !distinct.contains(&tag) {
+            distinct.push(tag);
+        }
     }
-    Ok(found)
+    match distinct.len() {
+        0..=limits::TAGS => Ok(distinct),
+        many => Err(SettingsError::Tags(many)),
+    }
 }
 
 fn absolute(key: &'static str, path: Utf8PathBuf) -> Result<Utf8PathBuf, SettingsError> {
@@ -219,18 +248,14 @@ impl ConfigFlags {
     /// # Errors
     /// [`SettingsError`]
     pub fn settings(self) -> Result<Settings, SettingsError> {
-        let file = match &self.config {
-            Some(path) => read_toml(path).map_err(SettingsError::File)?,
-            None => ConfigFile::default(),
-        };
-        self.over(file)
+        let account = Account::current();
+        let (_, file) = place::read(self.config.as_deref(), &account)?;
+        self.over(file, &account)
     }
 
-    fn over(self, file: ConfigFile) -> Result<Settings, SettingsError> {
-        const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-        const HOUR: Duration = Duration::from_secs(60 * 60);
+    fn over(self, file: ConfigFile, account: &Account) -> Result<Settings, SettingsError> {
         let pem = |flag: Option<Utf8PathBuf>, file: Option<Pem>| flag.map(Pem::File).or(file);
-        let broker = self
+        let brokers = self
             .broker
             .or(file.broker)
             .ok_or_else(|| missing("broker", "broker", "\"mqtts://broker.example.org:8883\""))?;
@@ -255,13 +280,12 @@ impl ConfigFlags {
         let epoch_keys = self.epoch_keys.or(file.epoch_keys).unwrap_or_default();
         let trusted = TrustedKeys::with_policy(keys, required.unwrap_or(1), epoch_keys)
             .map_err(SettingsError::TrustedKeys)?;
-        let interval = self.status_interval.or(file.status_interval);
-        let backoff = self.max_backoff.or(file.max_backoff);
-        let state = self.state.or(file.state).unwrap_or_else(|| STATE.into());
-        let profile = self
-            .profile
-            .or(file.profile)
-            .unwrap_or_else(|| PROFILE.into());
+        let folder = |key, given: Option<Utf8PathBuf>, default: Option<Utf8PathBuf>| {
+            let path = given.or(default).ok_or(SettingsError::NoHome { key })?;
+            absolute(key, path)
+        };
+        let state = folder("state", self.state.or(file.state), account.state())?;
+        let profile = folder("profile", self.profile.or(file.profile), account.profile())?;
         let tls = credentials.client().map_err(SettingsError::Tls)?;
         let identity = tls.identity();
         if identity.role() != Role::Agent {
@@ -271,122 +295,18 @@ impl ConfigFlags {
             });
         }
         Ok(Settings {
-            broker,
+            brokers,
             machine: Machine::new(identity.fleet().clone(), identity.name().clone()),
             tls,
+            credentials,
             trusted,
-            state: absolute("state", state)?,
-            profile: absolute("profile", profile)?,
-            status_interval: period("status_interval", interval, STATUS_INTERVAL, DAY)?,
-            max_backoff: period("max_backoff", backoff, MAX_BACKOFF, HOUR)?,
+            state,
+            profile,
+            tags: distinct(self.tags.or(file.tags).unwrap_or_default())?,
+            status_interval: INTERVAL_SETTING
+                .take(self.status_interval.or(file.status_interval))?,
+            max_backoff: BACKOFF_SETTING.take(self.max_backoff.or(file.max_backoff))?,
+            keepalive: KEEPALIVE_SETTING.take(self.keepalive.or(file.keepalive))?,
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-    use hoist_certs::authority::{Authority, days};
-    use hoist_protocol::{AgentName, FleetName, KeyName, SigningKey};
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        flags: ConfigFlags,
-    }
-
-    fn public_key() -> PublicKey {
-        SigningKey::from_seed(KeyName::new("ci").unwrap(), &[7; 32].into()).public()
-    }
-
-    /// The credentials of `name` as settings.
-    fn credentials(role: Role, name: &str) -> String {
-        let fleet = FleetName::new("prod").unwrap();
-        let authority = Authority::create(&fleet, days(2)).unwrap();
-        let name = AgentName::new(name).unwrap();
-        let issued = authority.issue(role, &name, &[], days(1)).unwrap();
-        let (ca, certificate, key) = (
-            authority.certificate_pem(),
-            issued.certificate_pem,
-            issued.key_pem.as_str(),
-        );
-        format!("ca = '''\n{ca}'''\ncertificate = '''\n{certificate}'''\nkey = '''\n{key}'''\n")
-    }
-
-    fn settings(toml: &str, flags: &[&str]) -> Result<Settings, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("agent.toml");
-        std::fs::write(&file, toml).unwrap();
-        let start = ["agent", "--config", file.to_str().unwrap()];
-        let command = Command::parse_from(start.iter().chain(flags));
-        let settings = command.flags.settings();
-        settings.map_err(|error| crate::job::chain(&error))
-    }
-
-    fn complete() -> String {
-        let (key, rest) = (public_key(), credentials(Role::Agent, "web-1"));
-        format!("broker = 'mqtts://broker'\ntrusted_keys = ['{key}']\n{rest}")
-    }
-
-    #[test]
-    fn the_certificate_says_which_machine_this_is() {
-        let settings = settings(&complete(), &[]).unwrap();
-        assert_eq!(settings.machine.to_string(), "prod/web-1");
-        assert_eq!(settings.broker.to_string(), "mqtts://broker:8883");
-        assert_eq!(settings.state.as_str(), STATE);
-        assert_eq!(settings.profile.as_str(), PROFILE);
-        assert_eq!(settings.status_interval, STATUS_INTERVAL);
-    }
-
-    #[test]
-    fn a_flag_replaces_what_the_file_says() {
-        let toml = format!("state = '/a'\nmax_backoff = '1m'\n{}", complete());
-        let settings = settings(&toml, &["--state", "/b", "--max-backoff", "2s"]).unwrap();
-        assert_eq!(settings.state.as_str(), "/b");
-        assert_eq!(settings.max_backoff, Duration::from_secs(2));
-    }
-
-    #[test]
-    fn what_is_missing_is_named_with_how_to_give_it() {
-        let complete = complete();
-        let without = |start: &str| {
-            let lines = complete.lines().filter(|line| !line.starts_with(start));
-            lines.collect::<Vec<_>>().join("\n")
-        };
-        let before_ca = complete.split("ca =").next().unwrap().to_owned();
-        for (toml, key, flag) in [
-            (without("broker"), "broker", "--broker"),
-            (without("trusted_keys"), "trusted_keys", "--trusted-keys"),
-            (before_ca, "ca", "--ca"),
-        ] {
-            let error = settings(&toml, &[]).unwrap_err();
-            assert!(error.contains(&format!("`{key}` is not set")), "{error}");
-            assert!(error.contains(flag), "{error}");
-        }
-    }
-
-    #[test]
-    fn settings_that_cannot_work_are_refused_with_the_reason() {
-        for (more, said) in [
-            ("state = 'x'", "`state` is `x`; it must be an absolute path"),
-            ("status_interval = '5'", "written like 30s, 5m or 1h"),
-            ("status_interval = '-5m'", "written like 30s, 5m or 1h"),
-            ("status_interval = '10ms'", "10ms; it must be 1s to"),
-            ("required_signatures = 2", "2 signatures are required"),
-            ("stat = '/x'", "did you mean `state`?"),
-        ] {
-            let error = settings(&format!("{more}\n{}", complete()), &[]).unwrap_err();
-            assert!(error.contains(said), "{more}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_publishers_certificate_makes_no_agent() {
-        let (key, rest) = (public_key(), credentials(Role::Publisher, "ci"));
-        let toml = format!("broker = 'mqtts://broker'\ntrusted_keys = ['{key}']\n{rest}");
-        let error = settings(&toml, &[]).unwrap_err();
-        assert!(error.contains("that of a publisher, `ci`"), "{error}");
     }
 }

@@ -19,7 +19,7 @@ use crate::role::Role;
 use crate::verifier::BrokerVerifier;
 
 /// How long before its end a certificate is warned about whenever it is loaded.
-const ENDS_SOON: Duration = days(14);
+pub const ENDS_SOON: Duration = days(14);
 
 /// What TLS needs: the authorities that are trusted, one's own certificate and its private key.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ mod signing_key;
 mod verifier;
 
 pub use certificate::{CertificateError, CertificateInfo};
-pub use credentials::{ClientTls, Credentials, ServerTls, TlsError};
+pub use credentials::{ClientTls, Credentials, ENDS_SOON, ServerTls, TlsError};
 pub use identity::{Attribute, Identity, IdentityError};
 pub use pem::{Part, Pem, PemError, PemProblem};
 pub use role::{Role, RoleError};

@@ -59,6 +59,8 @@ pub fn client(options: MqttOptions, capacity: usize) -> (AsyncClient, EventLoop)
 pub enum FailureKind {
     /// The host name has no address.
     Name,
+    /// This machine has no network that leads there.
+    NoNetwork,
     /// TCP got no answer, or a refusal.
     Unreachable,
     /// One side does not accept the other's certificate, or it is no TLS.
@@ -67,6 +69,14 @@ pub enum FailureKind {
     Refused,
     /// The connection was there and broke.
     Lost,
+}
+
+impl FailureKind {
+    /// Whether the broker has noticed nothing of the try: then it costs nobody much to try again soon.
+    #[must_use]
+    pub const fn is_local(self) -> bool {
+        matches!(self, Self::Name | Self::NoNetwork)
+    }
 }
 
 /// Why there is no connection, with what to do.
@@ -119,11 +129,13 @@ fn explain_io(error: &io::Error, url: &BrokerUrl) -> (FailureKind, String) {
                 url.port()
             ),
         ),
-        io::ErrorKind::HostUnreachable
-        | io::ErrorKind::NetworkUnreachable
+        io::ErrorKind::NetworkUnreachable
         | io::ErrorKind::NetworkDown
-        | io::ErrorKind::AddrNotAvailable
-        | io::ErrorKind::TimedOut => (
+        | io::ErrorKind::AddrNotAvailable => (
+            FailureKind::NoNetwork,
+            format!("this machine has no network that leads there ({error})"),
+        ),
+        io::ErrorKind::HostUnreachable | io::ErrorKind::TimedOut => (
             FailureKind::Unreachable,
             format!("the network does not reach it ({error})"),
         ),
@@ -231,8 +243,9 @@ mod tests {
             (
                 io::ErrorKind::NetworkUnreachable,
                 "",
-                FailureKind::Unreachable,
+                FailureKind::NoNetwork,
             ),
+            (io::ErrorKind::TimedOut, "", FailureKind::Unreachable),
             (io::ErrorKind::ConnectionReset, "", FailureKind::Lost),
             (
                 io::ErrorKind::Other,

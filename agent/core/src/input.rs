@@ -36,6 +36,8 @@ pub struct Moment {
     pub uptime: Duration,
     /// What runs and what the profile names.
     pub facts: Facts,
+    /// What people should know although the machine does its work: a certificate that ends soon, for instance.
+    pub warnings: Vec<Text<256>>,
 }
 
 /// A verified deployment together with the bytes that were verified.

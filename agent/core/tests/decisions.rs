@@ -100,12 +100,14 @@ impl TestAgent {
             trusted,
             version: Text::lossy("0.1.0"),
             session: Text::lossy("test"),
+            tags: Vec::new(),
         };
         let moment = Moment {
             now: Timestamp::from_ms(NOW + HOUR),
             synchronised: true,
             uptime: Duration::ZERO,
             facts: running("v0"),
+            warnings: Vec::new(),
         };
         let mut agent = Self {
             agent: Agent::new(config, ledger.clone()),

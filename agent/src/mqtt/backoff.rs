@@ -13,6 +13,12 @@ const STABLE: Duration = Duration::from_secs(30);
 /// So many connections in a row that broke right after they were made are no coincidence.
 const TAKEOVERS: u32 = 5;
 
+/// The shortest that the longest wait of two machines with one identity is.
+const TAKEN_OVER: Duration = Duration::from_secs(60);
+
+/// The longest wait while the broker hears nothing of our tries: the network may be back at any moment.
+const OFFLINE: Duration = Duration::from_secs(10);
+
 /// What to make of a connection that ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Verdict {
@@ -27,6 +33,8 @@ pub enum Verdict {
 pub struct Backoff {
     max: Duration,
     failures: u32,
+    /// Whether the last try got no further than this machine.
+    offline: bool,
     takeovers: u32,
 }
 
@@ -37,40 +45,82 @@ impl Backoff {
         Self {
             max,
             failures: 0,
+            offline: false,
             takeovers: 0,
         }
     }
 
-    /// The broker could not be reached, or did not take us.
-    pub const fn failed(&mut self) {
+    /// No broker could be reached, or took us; `offline` when none of them has heard of it, since this machine has
+    /// no network.
+    pub const fn failed(&mut self, offline: bool) {
         self.failures = self.failures.saturating_add(1);
-        self.takeovers = 0;
+        self.offline = offline;
+        if !self.is_taken_over() {
+            self.takeovers = 0;
+        }
     }
 
     /// A connection that the broker had accepted broke after `lasted`.
+    ///
+    /// Two machines that take each other's connection with pauses of up to the longest wait are still two: only a
+    /// connection that lasts for twice as long ends the suspicion.
     pub fn lost(&mut self, lasted: Duration) -> Verdict {
-        if lasted >= STABLE {
-            self.failures = 0;
+        self.offline = false;
+        let stable = match self.is_taken_over() {
+            true => self.longest() * 2,
+            false => STABLE,
+        };
+        if lasted >= stable {
+            self.reset();
             self.takeovers = 0;
             return Verdict::Ordinary;
         }
         self.failures = self.failures.saturating_add(1);
         self.takeovers = self.takeovers.saturating_add(1);
-        if self.takeovers >= TAKEOVERS {
+        if self.is_taken_over() {
             Verdict::TakenOver
         } else {
             Verdict::Ordinary
         }
     }
 
+    /// Whether another machine seems to have this identity.
+    #[must_use]
+    pub const fn is_taken_over(&self) -> bool {
+        self.takeovers >= TAKEOVERS
+    }
+
+    /// Whether the last connection was a good one.
+    #[must_use]
+    pub const fn is_calm(&self) -> bool {
+        self.failures == 0
+    }
+
+    /// The machine or its network is not what it was: what failed before says nothing any more.
+    pub const fn reset(&mut self) {
+        self.failures = 0;
+        self.offline = false;
+    }
+
+    /// The longest wait there is now.
+    fn longest(&self) -> Duration {
+        if self.is_taken_over() {
+            self.max.max(TAKEN_OVER)
+        } else if self.offline {
+            self.max.min(OFFLINE)
+        } else {
+            self.max
+        }
+    }
+
     /// The longest that the next wait may be.
     #[must_use]
     fn ceiling(&self) -> Duration {
-        if self.takeovers >= TAKEOVERS {
-            return self.max;
+        if self.is_taken_over() {
+            return self.longest();
         }
         let doublings = self.failures.saturating_sub(1).min(16);
-        (FIRST * 2_u32.pow(doublings)).min(self.max)
+        (FIRST * 2_u32.pow(doublings)).min(self.longest())
     }
 
     /// How long to wait now. Spread evenly from nothing to the ceiling, so that a fleet comes back spread out
@@ -78,10 +128,9 @@ impl Backoff {
     #[must_use]
     pub fn wait(&self) -> Duration {
         let ceiling = self.ceiling();
-        let floor = if self.takeovers >= TAKEOVERS {
-            ceiling / 2
-        } else {
-            Duration::ZERO
+        let floor = match self.is_taken_over() {
+            true => ceiling / 2,
+            false => Duration::ZERO,
         };
         rand::rng().random_range(floor..=ceiling)
     }
@@ -99,25 +148,55 @@ mod tests {
 
     const MAX: Duration = Duration::from_secs(300);
 
-    #[test]
-    fn waits_grow_to_the_maximum_and_no_further() {
+    fn ceilings(offline: bool) -> Vec<u64> {
         let mut backoff = Backoff::new(MAX);
         let mut ceilings = Vec::new();
         for _ in 0..12 {
-            backoff.failed();
+            backoff.failed(offline);
             assert!(backoff.wait() <= backoff.ceiling());
             ceilings.push(backoff.ceiling().as_secs());
         }
-        assert_eq!(ceilings, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+        ceilings
+    }
+
+    fn taken_over(max: Duration) -> Backoff {
+        let mut backoff = Backoff::new(max);
+        for _ in 0..TAKEOVERS {
+            backoff.lost(Duration::from_millis(50));
+        }
+        backoff
+    }
+
+    #[test]
+    fn waits_grow_to_the_maximum_and_no_further() {
+        assert_eq!(
+            ceilings(false),
+            [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
+        );
+    }
+
+    #[test]
+    fn without_a_network_the_waits_stay_short() {
+        assert_eq!(ceilings(true), [1, 2, 4, 8, 10, 10, 10, 10, 10, 10, 10, 10]);
     }
 
     #[test]
     fn a_stable_connection_makes_the_waits_short_again() {
         let mut backoff = Backoff::new(MAX);
         for _ in 0..9 {
-            backoff.failed();
+            backoff.failed(false);
         }
         assert_eq!(backoff.lost(Duration::from_secs(60)), Verdict::Ordinary);
+        assert_eq!(backoff.ceiling(), FIRST);
+    }
+
+    #[test]
+    fn a_machine_that_woke_up_tries_soon() {
+        let mut backoff = Backoff::new(MAX);
+        for _ in 0..9 {
+            backoff.failed(false);
+        }
+        backoff.reset();
         assert_eq!(backoff.ceiling(), FIRST);
     }
 
@@ -131,6 +210,22 @@ mod tests {
         for _ in 0..50 {
             assert!(backoff.wait() >= MAX / 2);
         }
+        assert!(taken_over(Duration::from_secs(1)).wait() >= TAKEN_OVER / 2);
+    }
+
+    #[test]
+    fn two_machines_that_take_turns_of_minutes_are_not_taken_for_one() {
+        let mut backoff = taken_over(MAX);
+        for _ in 0..10 {
+            assert_eq!(backoff.lost(MAX), Verdict::TakenOver);
+        }
+        // Neither a failure between nor a nap makes one machine of them.
+        backoff.failed(false);
+        backoff.reset();
+        assert_eq!(backoff.lost(MAX), Verdict::TakenOver);
+        assert_eq!(backoff.lost(MAX * 2), Verdict::Ordinary);
+        assert!(!backoff.is_taken_over());
+        assert_eq!(backoff.ceiling(), FIRST);
     }
 
     #[test]
@@ -138,7 +233,7 @@ mod tests {
         let mut backoff = Backoff::new(MAX);
         for _ in 0..4 {
             backoff.lost(Duration::ZERO);
-            backoff.failed();
+            backoff.failed(false);
         }
         assert_eq!(backoff.lost(Duration::ZERO), Verdict::Ordinary);
     }

@@ -6,22 +6,25 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use hoist_certs::mqtt;
-use hoist_protocol::{Channel, DeploymentId, Machine, Presence};
+use hoist_certs::{ClientTls, mqtt};
+use hoist_protocol::{BrokerUrl, Channel, DeploymentId, Machine, Presence};
 use rumqttc::{
     AsyncClient, ConnectionError, Event, EventLoop, LastWill, Outgoing, Packet, QoS,
     SubscribeFilter, SubscribeReasonCode,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-
-use crate::config::Settings;
+use tokio::time::{Instant, timeout_at};
 
 /// Most requests that wait to be written. Log lines stop long before, so that reports always fit.
 const QUEUE: usize = 256;
 
 /// Log lines are dropped while so many requests wait.
 const QUEUE_FOR_LOGS: usize = 64;
+
+/// How long the broker may say nothing while it owes an answer, at the most: well above the 8 s for which brokers
+/// in a cluster were seen to stall.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// How long a clean end may take.
 const CLOSE: Duration = Duration::from_secs(1);
@@ -66,8 +69,19 @@ pub enum LinkEvent {
     Acknowledged(Receipt),
     /// The connection is over, or could not be made. The last event.
     Lost(Box<ConnectionError>),
+    /// The broker owes an answer and has not said anything for so long: most likely the connection exists on this
+    /// side alone. The last event.
+    Silent(Duration),
     /// The client itself has failed. The last event.
     Died,
+}
+
+impl LinkEvent {
+    /// Whether nothing comes after it.
+    #[must_use]
+    pub const fn is_last(&self) -> bool {
+        matches!(self, Self::Lost(_) | Self::Silent(_) | Self::Died)
+    }
 }
 
 /// A connection, or one that is being made.
@@ -81,15 +95,34 @@ pub struct Link {
     queued: VecDeque<Receipt>,
     /// Written, not yet acknowledged, by packet id.
     in_flight: HashMap<u16, Receipt>,
+    /// Subscriptions and pings that were not answered yet.
+    asked: usize,
+    /// Since when the broker has said nothing although it owes an answer.
+    silent_since: Option<Instant>,
+    /// How long that may last.
+    patience: Duration,
+}
+
+/// Where a connection leads to.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// To which broker.
+    pub url: &'a BrokerUrl,
+    /// As whom.
+    pub machine: &'a Machine,
+    /// Proven how.
+    pub tls: &'a ClientTls,
+    /// How long it may be silent before the broker is asked whether it is there; 1 s at least.
+    pub keepalive: Duration,
 }
 
 impl Link {
     /// Begins to connect: looks up the name, and so on from there.
     #[must_use]
-    pub fn open(settings: &Settings) -> Self {
-        let machine = settings.machine.clone();
-        let name = machine.agent.as_str();
-        let mut options = mqtt::options(&settings.broker, name, &settings.tls);
+    pub fn open(target: Target<'_>) -> Self {
+        let machine = target.machine.clone();
+        let mut options = mqtt::options(target.url, machine.agent.as_str(), target.tls);
+        options.set_keep_alive(target.keepalive);
         options.set_last_will(LastWill::new(
             machine.topic(Channel::Presence).to_string(),
             Presence::Offline.as_str(),
@@ -105,19 +138,28 @@ impl Link {
             task: tokio::spawn(drive(event_loop, sender)),
             queued: VecDeque::new(),
             in_flight: HashMap::new(),
+            asked: 0,
+            silent_since: None,
+            patience: target.keepalive.min(SILENCE),
         }
     }
 
     /// The next event. Can be dropped and called again without losing any.
     pub async fn next(&mut self) -> LinkEvent {
         loop {
-            let event = match self.events.recv().await {
+            let received = match self.silent_since {
+                None => self.events.recv().await,
+                Some(since) => match timeout_at(since + self.patience, self.events.recv()).await {
+                    Ok(received) => received,
+                    Err(_) => return LinkEvent::Silent(self.patience),
+                },
+            };
+            let event = match received {
                 Some(Ok(Event::Incoming(packet))) => self.incoming(packet),
-                Some(Ok(Event::Outgoing(Outgoing::Publish(packet_id)))) => {
-                    self.written(packet_id);
+                Some(Ok(Event::Outgoing(outgoing))) => {
+                    self.written(&outgoing);
                     None
                 }
-                Some(Ok(Event::Outgoing(_))) => None,
                 Some(Err(error)) => Some(LinkEvent::Lost(Box::new(error))),
                 None => Some(LinkEvent::Died),
             };
@@ -128,9 +170,23 @@ impl Link {
     }
 
     fn incoming(&mut self, packet: Packet) -> Option<LinkEvent> {
+        let is_pong = matches!(packet, Packet::PingResp);
+        let event = self.on_packet(packet);
+        // A broker that answers pings is there, even if it never acknowledges what it does not allow.
+        let owes = !is_pong && (self.asked > 0 || !self.in_flight.is_empty());
+        self.silent_since = owes.then(Instant::now);
+        event
+    }
+
+    fn on_packet(&mut self, packet: Packet) -> Option<LinkEvent> {
         match packet {
             Packet::ConnAck(_) => Some(LinkEvent::Connected),
+            Packet::PingResp => {
+                self.asked = self.asked.saturating_sub(1);
+                None
+            }
             Packet::SubAck(answer) => {
+                self.asked = self.asked.saturating_sub(1);
                 let granted = |n: usize| {
                     let code = answer.return_codes.get(n);
                     matches!(code, Some(SubscribeReasonCode::Success(_)))
@@ -160,12 +216,24 @@ impl Link {
         }
     }
 
-    /// rumqttc has given a publish its packet id, 0 for those that are not acknowledged.
-    fn written(&mut self, packet_id: u16) {
-        if let Some(receipt) = self.queued.pop_front()
-            && packet_id != 0
-        {
-            self.in_flight.insert(packet_id, receipt);
+    /// rumqttc has written a packet; to a publish it has given its packet id, 0 when it is not acknowledged.
+    fn written(&mut self, outgoing: &Outgoing) {
+        let owes = match outgoing {
+            Outgoing::Publish(packet_id) => match self.queued.pop_front() {
+                Some(receipt) if *packet_id != 0 => {
+                    self.in_flight.insert(*packet_id, receipt);
+                    true
+                }
+                _ => false,
+            },
+            Outgoing::Subscribe(_) | Outgoing::PingReq => {
+                self.asked += 1;
+                true
+            }
+            _ => false,
+        };
+        if owes {
+            self.silent_since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -212,7 +280,7 @@ impl Link {
     pub async fn close(mut self) {
         let closed = async {
             if self.client.try_disconnect().is_ok() {
-                while !matches!(self.next().await, LinkEvent::Lost(_) | LinkEvent::Died) {}
+                while !self.next().await.is_last() {}
             }
         };
         if tokio::time::timeout(CLOSE, closed).await.is_err() {

@@ -1,7 +1,11 @@
-//! One connection to the broker at a time, and when to try the next.
+//! One connection to a broker at a time, and when to try which one next.
 
 mod backoff;
+mod brokers;
 mod link;
+mod renewal;
 
 pub use backoff::{Backoff, Verdict, jittered};
-pub use link::{Link, LinkEvent, Payload, Receipt};
+pub use brokers::{Brokers, BrokersError, MAX_BROKERS, Turn};
+pub use link::{Link, LinkEvent, Payload, Receipt, Target};
+pub use renewal::Renewal;

@@ -1,24 +1,28 @@
 //! The broker as the agent sees it: connected or about to be, and proven to be in reach when a job asks.
 
+mod before;
+mod outage;
+mod reach;
+mod warnings;
+
 use std::time::Duration;
 
-use hoist_certs::mqtt::diagnose;
-use hoist_protocol::{Channel, DeploymentId, LogLine, Presence};
-use rumqttc::ConnectionError;
+use hoist_certs::mqtt::{FailureKind, diagnose};
+use hoist_protocol::{BrokerUrl, Channel, DeploymentId, LogLine, Presence};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Changes;
 use crate::config::Settings;
-use crate::mqtt::{Backoff, Link, LinkEvent, Payload, Receipt, Verdict};
+use crate::mqtt::{Backoff, Link, LinkEvent, Payload, Receipt, Renewal, Target, Turn, Verdict};
+use before::Before;
+use outage::Known;
+use reach::{Echo, Reach};
+
+pub(super) use outage::Verdict as OutageVerdict;
 
 /// How long an answer to a nonce, or to a subscription, may take before the connection is made anew.
 const ANSWER: Duration = Duration::from_secs(5);
-
-/// The waits between tries to reach the broker for a confirmation: from this,
-const FIRST_TRY: Duration = Duration::from_millis(100);
-
-/// doubling so often.
-const DOUBLINGS: u32 = 4;
 
 /// How long `offline` may take to arrive when the agent stops.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -34,58 +38,92 @@ pub(super) enum BrokerEvent {
     Delivered(Vec<DeploymentId>),
     /// The way there and back was proven for this deployment.
     Reached(DeploymentId),
+    /// Every broker was tried in vain for this deployment.
+    Unreachable {
+        /// For which one.
+        id: DeploymentId,
+        /// Whether that is the brokers' fault.
+        verdict: OutageVerdict,
+    },
 }
 
-/// The way to the broker is being proven.
-struct Reach {
-    id: DeploymentId,
-    nonce: String,
-    tries: u32,
-    /// By when something has to come, once it was asked for.
-    deadline: Option<Instant>,
+/// What was found in the background.
+enum Survey {
+    /// What is in reach before an activation.
+    Known(DeploymentId, Known),
+    /// Whether the brokers are down.
+    Judged(DeploymentId, OutageVerdict),
 }
 
-/// Whether the broker lets the agent hear its own nonces, tried before an activation begins.
-#[derive(PartialEq)]
-enum Echo {
-    Unknown,
-    Asked(String),
-    Works,
+/// What ends a wait.
+enum Woken {
+    /// It is time to connect.
+    Connect,
+    Link(LinkEvent),
+    /// What was asked for did not come in time.
+    NoAnswer,
+    Survey(Result<Survey, JoinError>),
 }
 
 pub(super) struct Broker {
     settings: Settings,
+    identity: Renewal,
     link: Option<Link>,
     /// Since when the broker has accepted the connection.
     connected: Option<Instant>,
     /// When to connect, while there is no link.
     connect_at: Instant,
+    turn: Turn,
     backoff: Backoff,
-    failures: Changes,
+    /// What was said about the last failure, for each broker.
+    failures: Vec<Changes>,
+    /// The last failure, while there is no connection.
+    problem: Option<String>,
+    /// What was said about topics that the broker does not let us read.
     denials: Changes,
+    /// Those topics.
+    denied: Vec<Channel>,
+    /// What was said about another machine with our identity.
+    taken_over: Changes,
     echo: Echo,
+    /// What is known about the time before the activation.
+    before: Option<Before>,
     reach: Option<Reach>,
+    /// One at a time.
+    surveys: JoinSet<Survey>,
+    /// The last confirmation was one without an echo.
+    weakly_confirmed: bool,
     /// [`ANSWER`], but for tests.
     answer: Duration,
-}
-
-fn nonce() -> String {
-    format!("{:032x}", rand::random::<u128>())
 }
 
 impl Broker {
     pub(super) fn new(settings: Settings) -> Self {
         Self {
-            backoff: Backoff::new(settings.max_backoff),
-            settings,
+            identity: Renewal::new(
+                settings.credentials.clone(),
+                settings.tls.clone(),
+                settings.machine.clone(),
+            ),
             link: None,
             connected: None,
             connect_at: Instant::now(),
-            failures: Changes::default(),
+            turn: Turn::first(&settings.brokers),
+            backoff: Backoff::new(settings.max_backoff),
+            failures: (settings.brokers.urls().iter())
+                .map(|_| Changes::default())
+                .collect(),
+            problem: None,
             denials: Changes::default(),
+            denied: Vec::new(),
+            taken_over: Changes::default(),
             echo: Echo::Unknown,
+            before: None,
             reach: None,
+            surveys: JoinSet::new(),
+            weakly_confirmed: false,
             answer: ANSWER,
+            settings,
         }
     }
 
@@ -93,21 +131,47 @@ impl Broker {
         self.connected.is_some()
     }
 
+    /// The broker that we are connected to, or that comes next.
+    fn url(&self) -> &BrokerUrl {
+        self.settings.brokers.at(&self.turn)
+    }
+
+    /// How the connection is, in one line for people.
+    pub(super) fn summary(&self) -> String {
+        match &self.problem {
+            _ if self.is_connected() => format!("connected to {}", self.url()),
+            Some(problem) => format!("not connected: {problem}"),
+            None => format!("connecting to {}", self.url()),
+        }
+    }
+
     /// Keeps the connection and waits for what it brings. Can be dropped and called again at any time.
     pub(super) async fn next(&mut self) -> BrokerEvent {
         loop {
-            let Some(link) = &mut self.link else {
-                sleep_until(self.connect_at).await;
-                self.link = Some(Link::open(&self.settings));
-                continue;
+            let deadline = self.reach.as_ref().and_then(Reach::deadline);
+            let woken = tokio::select! {
+                woken = on_link(self.link.as_mut(), self.connect_at, deadline) => woken,
+                Some(survey) = self.surveys.join_next() => Woken::Survey(survey),
             };
-            let event = match self.reach.as_ref().and_then(|reach| reach.deadline) {
-                None => Some(link.next().await),
-                Some(deadline) => timeout_at(deadline, link.next()).await.ok(),
-            };
-            let event = match event {
-                Some(event) => self.on(event),
-                None => self.no_answer(),
+            let event = match woken {
+                Woken::Connect => {
+                    self.open();
+                    None
+                }
+                Woken::Link(event) => self.on(event),
+                Woken::NoAnswer => self.no_answer(),
+                Woken::Survey(Ok(Survey::Known(id, known))) => {
+                    self.known(id, known);
+                    None
+                }
+                Woken::Survey(Ok(Survey::Judged(id, verdict))) => {
+                    let still = self.reach.as_ref().is_some_and(|reach| reach.is_for(id));
+                    still.then_some(BrokerEvent::Unreachable { id, verdict })
+                }
+                Woken::Survey(Err(error)) => {
+                    tracing::error!(%error, "looking at what is in reach has failed");
+                    None
+                }
             };
             if let Some(event) = event {
                 return event;
@@ -115,16 +179,21 @@ impl Broker {
         }
     }
 
+    /// Begins to connect to the broker whose turn it is.
+    fn open(&mut self) {
+        self.identity.look();
+        self.link = Some(Link::open(Target {
+            url: self.settings.brokers.at(&self.turn),
+            machine: &self.settings.machine,
+            tls: self.identity.tls(),
+            keepalive: self.settings.keepalive,
+        }));
+    }
+
     fn on(&mut self, event: LinkEvent) -> Option<BrokerEvent> {
         match event {
             LinkEvent::Connected => {
-                tracing::info!(broker = %self.settings.broker, "connected");
-                self.connected = Some(Instant::now());
-                self.failures.clear();
-                if let Some(reach) = &mut self.reach {
-                    reach.deadline = Some(Instant::now() + self.answer);
-                }
-                self.refresh();
+                self.accepted();
                 Some(BrokerEvent::Connected)
             }
             LinkEvent::Subscribed { deploy, echo } => {
@@ -136,26 +205,69 @@ impl Broker {
             LinkEvent::Acknowledged(Receipt::Outcomes(ids)) => Some(BrokerEvent::Delivered(ids)),
             LinkEvent::Acknowledged(Receipt::None) => None,
             LinkEvent::Lost(error) => {
-                self.lost(Some(&error));
+                let failure = diagnose(&error, self.url());
+                self.lost(failure.kind, failure.to_string());
+                None
+            }
+            LinkEvent::Silent(patience) => {
+                let url = self.url();
+                let seconds = patience.as_secs();
+                let message = format!(
+                    "{url}: no answer for {seconds} s over a connection that seemed to exist; connecting anew"
+                );
+                self.lost(FailureKind::Unreachable, message);
                 None
             }
             LinkEvent::Died => {
-                self.lost(None);
+                let url = self.url();
+                let message =
+                    format!("{url}: the MQTT client has failed, perhaps at a malformed packet");
+                self.lost(FailureKind::Lost, message);
                 None
             }
         }
     }
 
+    /// The broker has accepted the connection.
+    fn accepted(&mut self) {
+        if self.turn.is_first() {
+            tracing::info!(broker = %self.url(), "connected");
+        } else {
+            let preferred = &self.settings.brokers.urls()[0];
+            tracing::warn!(broker = %self.url(), %preferred, "connected to a broker that is not the preferred one");
+        }
+        self.connected = Some(Instant::now());
+        self.problem = None;
+        self.identity.accepted();
+        for failures in &mut self.failures {
+            failures.clear();
+        }
+        if let Some(reach) = &mut self.reach {
+            reach.expect_answer(self.answer);
+        }
+        self.say_hello();
+    }
+
     /// Subscribes and says `online`: at every connection, and from time to time, so that a broker that lost
     /// something has it again.
-    pub(super) fn refresh(&mut self) {
-        if !self.is_connected() {
-            return;
-        }
+    fn say_hello(&mut self) {
         if self.link.as_ref().is_some_and(|link| !link.subscribe()) {
             self.overflow();
         }
         self.presence(Presence::Online);
+    }
+
+    /// Says again that this machine is online. A certificate that was renewed is connected with at once, so that it
+    /// shows now whether the broker takes it.
+    pub(super) async fn refresh(&mut self) {
+        if !self.is_connected() {
+            return;
+        }
+        if self.identity.look() {
+            self.reconnect().await;
+        } else {
+            self.say_hello();
+        }
     }
 
     fn presence(&mut self, presence: Presence) {
@@ -187,145 +299,116 @@ impl Broker {
         });
     }
 
-    /// Asks whether nonces come back, before a deployment depends on it.
-    pub(super) fn probe_echo(&mut self) {
-        if self.is_connected() && self.echo != Echo::Works {
-            let nonce = nonce();
-            self.echo = Echo::Asked(nonce.clone());
-            self.say(nonce);
-        }
-    }
-
-    fn say(&mut self, nonce: String) {
-        self.publish(Payload {
-            channel: Channel::Echo,
-            bytes: nonce.into_bytes(),
-            receipt: Receipt::None,
-        });
-    }
-
-    /// Proves the way to the broker and back: ends the connection cleanly, since it may be older than what is
-    /// to be proven, and makes another from the name lookup on.
-    pub(super) async fn reach(&mut self, id: DeploymentId) {
-        tracing::info!(%id, "tries a fresh connection to the broker");
-        self.reach = Some(Reach {
-            id,
-            nonce: nonce(),
-            tries: 0,
-            deadline: None,
-        });
-        self.connected = None;
-        self.connect_at = Instant::now();
-        if let Some(link) = self.link.take() {
-            link.close().await;
-        }
-    }
-
-    /// The proof is not needed any more.
-    pub(super) fn stop_reaching(&mut self, id: DeploymentId) {
-        self.reach.take_if(|reach| reach.id == id);
-    }
-
     fn subscribed(&mut self, deploy: bool, echo: bool) {
-        let machine = &self.settings.machine;
-        let denied: Vec<_> = [(deploy, Channel::Deploy), (echo, Channel::Echo)]
-            .into_iter()
-            .filter(|(granted, _)| !granted)
-            .map(|(_, channel)| machine.topic(channel).to_string())
-            .collect();
-        if denied.is_empty() {
+        let topics = [(deploy, Channel::Deploy), (echo, Channel::Echo)];
+        let denied = topics.into_iter().filter(|(granted, _)| !granted);
+        self.denied = denied.map(|(_, channel)| channel).collect();
+        if self.denied.is_empty() {
             self.denials.clear();
-        } else if self.denials.is_news(&denied.join(", ")) {
-            tracing::error!(
-                topics = denied.join(", "),
-                "the broker refuses to let this agent read its topics, so no deployment can come; allow it: the \
-                 client with this certificate reads its own `deploy` and `echo`"
-            );
+        } else {
+            let machine = &self.settings.machine;
+            let names = self.denied.iter();
+            let names: Vec<_> = names
+                .map(|channel| machine.topic(*channel).to_string())
+                .collect();
+            if self.denials.is_news(&names.join(", ")) {
+                tracing::error!(
+                    topics = names.join(", "),
+                    "the broker refuses to let this agent read its topics, so no deployment can come; allow it: \
+                     the client with this certificate reads its own `deploy` and `echo`"
+                );
+            }
         }
-        if echo && let Some(reach) = &mut self.reach {
-            reach.deadline = Some(Instant::now() + self.answer);
-            let nonce = reach.nonce.clone();
-            self.say(nonce);
-        }
-    }
-
-    /// A nonce came back.
-    fn heard(&mut self, bytes: &[u8]) -> Option<BrokerEvent> {
-        if matches!(&self.echo, Echo::Asked(nonce) if nonce.as_bytes() == bytes) {
-            self.echo = Echo::Works;
-        }
-        let reach = self
-            .reach
-            .take_if(|reach| reach.nonce.as_bytes() == bytes)?;
-        self.echo = Echo::Works;
-        Some(BrokerEvent::Reached(reach.id))
-    }
-
-    /// Something that was asked for did not come.
-    fn no_answer(&mut self) -> Option<BrokerEvent> {
-        let is_idle = self.link.as_ref().is_some_and(|link| !link.is_busy());
-        // Asked before the activation, and not answered then either: it is not the activation's fault.
-        if matches!(self.echo, Echo::Asked(_)) && self.is_connected() && is_idle {
-            let reach = self.reach.take()?;
-            tracing::warn!(
-                id = %reach.id,
-                "the broker does not let this agent hear its own `echo` topic, and did not before: taking TLS, \
-                 login and acknowledged publishes over a fresh connection as the proof"
-            );
-            return Some(BrokerEvent::Reached(reach.id));
-        }
-        tracing::warn!(broker = %self.settings.broker, "no answer in time over the fresh connection; trying another");
-        self.ended();
-        None
+        self.ask_for_echo(deploy, echo);
     }
 
     /// The link takes nothing any more.
     fn overflow(&mut self) {
-        tracing::warn!(broker = %self.settings.broker, "the broker takes no more messages; connecting anew");
-        self.ended();
+        tracing::warn!(broker = %self.url(), "the broker takes no more messages; connecting anew");
+        self.ended(FailureKind::Lost);
     }
 
-    fn lost(&mut self, error: Option<&ConnectionError>) {
-        let message = match error {
-            Some(error) => diagnose(error, &self.settings.broker).to_string(),
-            None => "the MQTT client has failed, perhaps at a malformed packet".to_owned(),
-        };
-        if self.failures.is_news(&message) {
-            let was_connected = self.is_connected();
+    fn lost(&mut self, kind: FailureKind, message: String) {
+        let was_connected = self.is_connected();
+        if self.failures[self.turn.index()].is_news(&message) {
             tracing::warn!(was_connected, "not connected to the broker: {message}");
         }
-        self.ended();
+        self.problem = Some(message);
+        if kind == FailureKind::Tls && self.identity.refused() {
+            // The same broker again, with what it took before.
+            self.link = None;
+            self.connected = None;
+            if let Some(reach) = &mut self.reach {
+                reach.expect_nothing();
+            }
+            return;
+        }
+        self.ended(kind);
     }
 
-    /// The link is gone, or of no use: when the next one is made.
-    fn ended(&mut self) {
+    /// The link is gone, or of no use: when the next one is made, and to whom.
+    fn ended(&mut self, kind: FailureKind) {
         self.link = None;
         let lasted = self.connected.take().map(|since| since.elapsed());
-        if let Some(reach) = &mut self.reach {
-            reach.deadline = None;
-            let ceiling = FIRST_TRY * 2_u32.pow(reach.tries.min(DOUBLINGS));
-            reach.tries += 1;
-            self.connect_at = Instant::now() + crate::mqtt::jittered(ceiling);
+        // What broke by itself may have been taken over; what went silent was not.
+        let lasted = lasted.filter(|_| kind == FailureKind::Lost);
+        if self.reach.is_some() {
+            self.ended_in_reach(kind);
             return;
         }
         let verdict = match lasted {
-            Some(lasted) => self.backoff.lost(lasted),
+            Some(lasted) => {
+                let verdict = self.backoff.lost(lasted);
+                self.turn.lost(self.backoff.is_calm());
+                verdict
+            }
+            None if self.turn.failed() => {
+                self.connect_at = Instant::now();
+                return;
+            }
             None => {
-                self.backoff.failed();
+                self.backoff.failed(kind.is_local());
                 Verdict::Ordinary
             }
         };
         let wait = self.backoff.wait();
-        if verdict == Verdict::TakenOver {
+        if verdict == Verdict::TakenOver && self.taken_over.is_news("") {
             tracing::error!(
                 machine = %self.settings.machine,
                 wait_s = wait.as_secs(),
                 "every connection ends right after it was made: most likely another machine uses this machine's \
                  certificate (a clone?), and each takes the connection away from the other; issue a certificate \
-                 of its own for one of them: `hoist-certs issue agent NAME`"
+                 of its own for one of them: `hoist-certs issue agent NAME`; from now on this agent waits for \
+                 minutes before it connects again"
             );
         }
         self.connect_at = Instant::now() + wait;
+    }
+
+    /// The machine was asleep, or its network or clock is another: the connection may be dead without anybody
+    /// noticing, and what failed before says nothing any more.
+    pub(super) async fn start_over(&mut self) {
+        self.backoff.reset();
+        if self.backoff.is_taken_over() && !self.is_connected() {
+            // The wait is there to leave the other machine alone.
+            return;
+        }
+        self.reconnect().await;
+    }
+
+    /// Ends the connection, cleanly if it is alive, and makes another at once, from the name lookup on.
+    async fn reconnect(&mut self) {
+        self.turn.restart();
+        self.connect_at = Instant::now();
+        let was_connected = self.connected.take().is_some();
+        if let Some(reach) = &mut self.reach {
+            reach.expect_nothing();
+        }
+        if let Some(link) = self.link.take()
+            && was_connected
+        {
+            link.close().await;
+        }
     }
 
     /// Says `offline` and ends the connection cleanly.
@@ -336,7 +419,7 @@ impl Broker {
         };
         let told = async {
             while link.is_busy() {
-                if let LinkEvent::Lost(_) | LinkEvent::Died = link.next().await {
+                if link.next().await.is_last() {
                     return;
                 }
             }
@@ -345,6 +428,21 @@ impl Broker {
             tracing::warn!("the broker did not acknowledge everything in time");
         }
         link.close().await;
+    }
+}
+
+/// What comes of the link; the time to make one when there is none.
+async fn on_link(link: Option<&mut Link>, connect_at: Instant, deadline: Option<Instant>) -> Woken {
+    let Some(link) = link else {
+        sleep_until(connect_at).await;
+        return Woken::Connect;
+    };
+    match deadline {
+        None => Woken::Link(link.next().await),
+        Some(deadline) => match timeout_at(deadline, link.next()).await {
+            Ok(event) => Woken::Link(event),
+            Err(_) => Woken::NoAnswer,
+        },
     }
 }
 

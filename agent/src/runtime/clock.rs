@@ -1,12 +1,106 @@
-//! What time it is, and whether that can be relied on.
+//! What time it is, whether that can be relied on, and whether time has passed that this process did not see.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::process::Command;
 
 /// How long systemd may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// A machine that slept for less has not been away.
+const NAP: Duration = Duration::from_secs(1);
+
+/// A look that comes so much too late means that the process stood still, as in a virtual machine that was paused.
+const LATE: Duration = Duration::from_secs(20);
+
+/// A wall clock that moved by so much more or less than time has passed was set.
+const SET: Duration = Duration::from_secs(60);
+
+/// The clocks at one moment.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Reading {
+    /// Time since some start, without the time for which the machine slept.
+    awake: Duration,
+    /// Time since some start, all of it.
+    elapsed: Duration,
+    /// Time since 1970.
+    wall: Duration,
+}
+
+/// Why what was true a moment ago may not be so any more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Jump {
+    /// The machine slept.
+    Slept(Duration),
+    /// This process was not run.
+    StoodStill(Duration),
+    /// The wall clock was set, by so much.
+    ClockSet(Duration),
+}
+
+/// Compares the clocks from time to time.
+#[derive(Debug)]
+pub(super) struct Pulse {
+    last: Reading,
+}
+
+impl Reading {
+    /// Of this machine's clocks.
+    pub(super) fn now(start: Instant) -> Self {
+        Self {
+            awake: start.elapsed(),
+            elapsed: with_sleep(),
+            wall: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default(),
+        }
+    }
+}
+
+impl Pulse {
+    /// From now on.
+    pub(super) const fn new(now: Reading) -> Self {
+        Self { last: now }
+    }
+
+    /// What has happened since the last look, which was meant to be `interval` ago.
+    pub(super) fn look(&mut self, now: Reading, interval: Duration) -> Option<Jump> {
+        let last = std::mem::replace(&mut self.last, now);
+        let awake = now.awake.saturating_sub(last.awake);
+        let elapsed = now.elapsed.saturating_sub(last.elapsed);
+        let slept = elapsed.saturating_sub(awake);
+        if slept >= NAP {
+            return Some(Jump::Slept(slept));
+        }
+        let late = awake.saturating_sub(interval);
+        if late >= LATE {
+            return Some(Jump::StoodStill(late));
+        }
+        let set = now.wall.abs_diff(last.wall + elapsed);
+        (set >= SET).then_some(Jump::ClockSet(set))
+    }
+}
+
+/// The time since some start, including that for which the machine slept.
+#[cfg(target_os = "linux")]
+fn with_sleep() -> Duration {
+    clock(rustix::time::ClockId::Boottime)
+}
+
+/// The time since some start, including that for which the machine slept: on macOS `CLOCK_MONOTONIC` goes on then,
+/// and [`Instant`] does not.
+#[cfg(not(target_os = "linux"))]
+fn with_sleep() -> Duration {
+    clock(rustix::time::ClockId::Monotonic)
+}
+
+fn clock(id: rustix::time::ClockId) -> Duration {
+    let time = rustix::time::clock_gettime(id);
+    // Neither is ever negative on these clocks.
+    let seconds = Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0));
+    seconds + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0))
+}
 
 /// Whether something such as NTP keeps the wall clock right, as far as systemd can tell: timedated asks the
 /// kernel, whoever it is that disciplines the clock. False where there is no systemd.
@@ -31,5 +125,73 @@ pub(super) async fn is_synchronised() -> bool {
             false
         }
         Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(5);
+
+    /// After so many seconds on each clock.
+    fn at(awake: u64, elapsed: u64, wall: u64) -> Reading {
+        let seconds = Duration::from_secs;
+        Reading {
+            awake: seconds(100 + awake),
+            elapsed: seconds(2_000 + elapsed),
+            wall: seconds(1_800_000_000 + wall),
+        }
+    }
+
+    fn jump(to: Reading) -> Option<Jump> {
+        Pulse::new(at(0, 0, 0)).look(to, INTERVAL)
+    }
+
+    #[test]
+    fn a_machine_that_slept_is_noticed() {
+        let slept = Duration::from_secs(3_600);
+        assert_eq!(jump(at(3, 3_603, 3_603)), Some(Jump::Slept(slept)));
+        // Also when its clock was not set right yet.
+        assert_eq!(jump(at(3, 3_603, 3)), Some(Jump::Slept(slept)));
+    }
+
+    #[test]
+    fn a_process_that_stood_still_is_noticed() {
+        let late = Duration::from_secs(55);
+        assert_eq!(jump(at(60, 60, 60)), Some(Jump::StoodStill(late)));
+        assert_eq!(
+            jump(at(20, 20, 20)),
+            None,
+            "a busy machine is late at times"
+        );
+    }
+
+    #[test]
+    fn a_wall_clock_that_was_set_is_noticed_in_both_directions() {
+        let hour = Duration::from_secs(3_600);
+        assert_eq!(jump(at(5, 5, 3_605)), Some(Jump::ClockSet(hour)));
+        let back = Pulse::new(at(0, 0, 3_600)).look(at(5, 5, 5), INTERVAL);
+        assert_eq!(back, Some(Jump::ClockSet(hour)));
+        assert_eq!(
+            jump(at(5, 5, 7)),
+            None,
+            "NTP corrects a little all the time"
+        );
+    }
+
+    #[test]
+    fn what_was_noticed_is_not_noticed_again() {
+        let mut pulse = Pulse::new(at(0, 0, 0));
+        assert!(pulse.look(at(3, 3_603, 3_603), INTERVAL).is_some());
+        assert_eq!(pulse.look(at(8, 3_608, 3_608), INTERVAL), None);
+    }
+
+    #[test]
+    fn the_clocks_of_this_machine_go_on() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(Reading::now(start));
+        assert_eq!(pulse.look(Reading::now(start), INTERVAL), None);
+        assert!(with_sleep() > Duration::ZERO);
     }
 }

@@ -25,7 +25,7 @@ impl Shell {
                 if let Some(before) = self.fetch.take() {
                     before.cancel().await;
                 }
-                self.broker.probe_echo();
+                self.broker.prepare(order.id, &order.substituters);
                 let news = self.fetch_news.0.clone();
                 self.fetch = Some(Fetch::start(order, self.roots(), news));
             }

@@ -27,9 +27,15 @@ use crate::job::{Job, Jobs};
 use crate::ledger::LedgerFile;
 use crate::mqtt::jittered;
 use crate::nix;
-use broker::{Broker, BrokerEvent};
+use broker::{Broker, BrokerEvent, OutageVerdict};
+use clock::{Pulse, Reading};
 use fetch::{Fetch, FetchNews};
+use notify::ServiceManager;
 use watch::Watch;
+
+/// How often it is looked at whether the machine slept, and the service manager hears that the agent lives, at the
+/// least.
+const BEAT: Duration = Duration::from_secs(5);
 
 /// Runs the agent until SIGTERM or SIGINT.
 ///
@@ -80,6 +86,8 @@ enum Event {
     Refresh,
     /// The time has come that the core asked for.
     Wake,
+    /// It is time to see whether everything still goes its way.
+    Beat,
     Stop(&'static str),
 }
 
@@ -99,8 +107,15 @@ struct Shell {
     inputs: VecDeque<Input>,
     /// What the log says about the deployment under way.
     said: Changes,
+    /// What it says about brokers that cannot be reached meanwhile.
+    unreachable: Changes,
     started: Instant,
     refresh_at: Instant,
+    beat_at: Instant,
+    pulse: Pulse,
+    manager: ServiceManager,
+    /// The warnings that were reported last.
+    warned: Vec<Text<256>>,
     synchronised: bool,
     signals: Signals,
 }
@@ -118,6 +133,7 @@ impl Shell {
             system,
             trusted: settings.trusted.clone(),
             version: Text::lossy(env!("CARGO_PKG_VERSION")),
+            tags: settings.tags.clone(),
             session: Text::lossy(&format!("{:016x}", rand::random::<u64>())),
         };
         let agent = Agent::new(config, ledger.load()?);
@@ -135,7 +151,12 @@ impl Shell {
             fetch_news: mpsc::channel(16),
             inputs: VecDeque::new(),
             said: Changes::default(),
+            unreachable: Changes::default(),
             started,
+            beat_at: started,
+            pulse: Pulse::new(Reading::now(started.into_std())),
+            manager: ServiceManager::from_environment(),
+            warned: Vec::new(),
             synchronised: false,
             signals,
         })
@@ -144,7 +165,7 @@ impl Shell {
     async fn run(&mut self) -> Result<(), Error> {
         tracing::info!(
             machine = %self.settings.machine,
-            broker = %self.settings.broker,
+            broker = %self.settings.brokers,
             version = env!("CARGO_PKG_VERSION"),
             state = %self.settings.state,
             certificate_ends = %self.settings.tls.not_after(),
@@ -153,7 +174,7 @@ impl Shell {
         self.synchronised = clock::is_synchronised().await;
         let found = self.find_jobs()?;
         self.handle(Input::Started(found)).await?;
-        notify::ready();
+        self.manager.ready();
         loop {
             match self.next().await {
                 Event::Broker(event) => self.on_broker(event).await?,
@@ -166,10 +187,11 @@ impl Shell {
                 Event::Refresh => {
                     self.refresh_at = Instant::now() + jittered(self.settings.status_interval);
                     self.synchronised = clock::is_synchronised().await;
-                    self.broker.refresh();
+                    self.broker.refresh().await;
                     self.handle(Input::Refresh).await?;
                 }
                 Event::Wake => self.handle(Input::Tick).await?,
+                Event::Beat => self.beat().await?,
                 Event::Stop(name) => {
                     self.stop(name).await;
                     return Ok(());
@@ -195,7 +217,38 @@ impl Shell {
             () = at(look_at) => Event::Look,
             () = at(wake_at) => Event::Wake,
             () = sleep_until(self.refresh_at) => Event::Refresh,
+            () = sleep_until(self.beat_at) => Event::Beat,
         }
+    }
+
+    /// Looks whether time has passed that nobody noticed, and tells the service manager that the agent lives: this is
+    /// run by the same loop as everything else, and so stands still when that does.
+    async fn beat(&mut self) -> Result<(), Error> {
+        let interval = match self.manager.watchdog() {
+            // More than once in the time that the service manager waits.
+            Some(watchdog) => BEAT.min(watchdog / 3),
+            None => BEAT,
+        };
+        self.beat_at = Instant::now() + interval;
+        self.manager.alive();
+        let reading = Reading::now(self.started.into_std());
+        if let Some(jump) = self.pulse.look(reading, interval) {
+            tracing::info!(
+                ?jump,
+                "the machine was away, or its clock was set: connecting anew"
+            );
+            self.synchronised = clock::is_synchronised().await;
+            self.broker.start_over().await;
+        }
+        let state = self.agent.status(&self.moment()).state;
+        self.manager
+            .status(format!("{state}; {}", self.broker.summary()));
+        let warnings = self.broker.warnings();
+        if warnings != self.warned {
+            self.warned = warnings;
+            self.handle(Input::Refresh).await?;
+        }
+        Ok(())
     }
 
     /// How things are now.
@@ -209,6 +262,7 @@ impl Shell {
             synchronised: self.synchronised,
             uptime: self.started.elapsed(),
             facts: for_core(facts),
+            warnings: self.broker.warnings(),
         }
     }
 
@@ -234,8 +288,20 @@ impl Shell {
             },
             BrokerEvent::Delivered(ids) => Input::Delivered(ids),
             BrokerEvent::Reached(id) => Input::BrokerReached { id },
+            BrokerEvent::Unreachable { id, verdict } => {
+                self.unreachable(id, verdict);
+                return Ok(());
+            }
         };
         self.handle(input).await
+    }
+
+    /// Every broker was tried in vain while a deployment waits for its confirmation.
+    fn unreachable(&mut self, id: DeploymentId, verdict: OutageVerdict) {
+        let said = format!("{id} {verdict}");
+        if self.unreachable.is_news(&said) {
+            tracing::warn!(%id, "no broker can be reached: {verdict}");
+        }
     }
 
     /// What a message on the `deploy` topic is.
@@ -310,6 +376,7 @@ impl Shell {
     }
 
     async fn stop(&mut self, signal: &str) {
+        self.manager.stopping();
         if self.watch.is_some() {
             tracing::info!(
                 signal,

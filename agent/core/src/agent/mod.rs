@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use hoist_protocol::{
-    DeploymentId, FleetName, KeyName, Machine, Status, System, Text, TrustedKeys,
+    DeploymentId, FleetName, KeyName, Machine, Status, System, Tag, Text, TrustedKeys,
     VerifiedDeployment,
 };
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub trusted: TrustedKeys,
     /// The agent's version.
     pub version: Text<32>,
+    /// What the machine is selected by.
+    pub tags: Vec<Tag>,
     /// Random for each start of the agent.
     pub session: Text<32>,
 }

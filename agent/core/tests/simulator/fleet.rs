@@ -183,6 +183,7 @@ fn make() -> Fleet {
             trusted,
             version: Text::lossy("0.1.0"),
             session: Text::lossy("simulated"),
+            tags: Vec::new(),
         },
         published,
         junk,

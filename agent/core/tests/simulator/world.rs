@@ -111,6 +111,7 @@ impl World {
             synchronised: self.synchronised,
             uptime: self.uptime,
             facts: self.facts(),
+            warnings: Vec::new(),
         }
     }
 

@@ -1,0 +1,69 @@
+//! Times in settings.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::SettingsError;
+
+/// A time in a form such as `30s`, `5m` or `1h 30m`.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
+#[serde(try_from = "String")]
+pub struct Period(Duration);
+
+/// A text that is no time.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("`{0}` is no time; a time is written like 30s, 5m or 1h")]
+pub struct PeriodError(String);
+
+impl FromStr for Period {
+    type Err = PeriodError;
+
+    fn from_str(text: &str) -> Result<Self, PeriodError> {
+        let shown = || PeriodError(text.chars().take(40).flat_map(char::escape_debug).collect());
+        let signed: jiff::SignedDuration = text.parse().map_err(|_| shown())?;
+        Duration::try_from(signed).map(Self).map_err(|_| shown())
+    }
+}
+
+impl TryFrom<String> for Period {
+    type Error = PeriodError;
+
+    fn try_from(text: String) -> Result<Self, PeriodError> {
+        text.parse()
+    }
+}
+
+/// A setting that is a time.
+pub(super) struct PeriodSetting {
+    pub(super) key: &'static str,
+    pub(super) default: Duration,
+    pub(super) min: Duration,
+    pub(super) max: Duration,
+}
+
+impl PeriodSetting {
+    /// What was given, or the default.
+    ///
+    /// # Errors
+    /// [`SettingsError::Period`] when it lies outside of what is useful.
+    pub(super) fn take(&self, given: Option<Period>) -> Result<Duration, SettingsError> {
+        let Self {
+            key,
+            default,
+            min,
+            max,
+        } = *self;
+        let found = given.map_or(default, |Period(given)| given);
+        if found < min || found > max {
+            return Err(SettingsError::Period {
+                key,
+                found,
+                min,
+                max,
+            });
+        }
+        Ok(found)
+    }
+}
