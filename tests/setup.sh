@@ -2,6 +2,10 @@
 # Sees to it that what the demo and the tests need is there: Nix, mosquitto and its clients, namespaces.
 # On Debian and Ubuntu it installs what is missing, where it may; elsewhere it says exactly what is missing.
 # Quick, and changes nothing, when all is there.
+#
+# Once, as root, it also makes the root file system of machines that boot with systemd: 350 MB from the Debian mirror
+# that this computer's apt uses, in a minute. It is kept in $HOIST_TEST_ROOT (/var/cache/hoist-tests). Where it cannot be
+# made, this says why, and the scenarios that need it fail. HOIST_SKIP_SYSTEMD=1 leaves both out, for setup and tests.
 set -euo pipefail
 
 PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
@@ -15,6 +19,11 @@ need() {
     packages+=("$2")
 }
 
+# Whether this is Debian, from whose mirror Debian can be had.
+debian() {
+    [[ -r /etc/os-release ]] && (. /etc/os-release && [[ $ID == debian ]])
+}
+
 need nix-store nix-bin
 need mosquitto mosquitto
 need mosquitto_pub mosquitto-clients
@@ -24,6 +33,12 @@ need setpriv util-linux
 need mount mount
 # ring is compiled with a C compiler.
 need cc gcc
+# Machines that boot.
+if [[ ${HOIST_SKIP_SYSTEMD:-} != 1 ]]; then
+    need systemd-nspawn systemd-container
+    need strip binutils
+    debian && need debootstrap debootstrap
+fi
 
 fail() {
     echo "error: $1" >&2
@@ -74,4 +89,22 @@ if ! said=$(unshare --mount "${map_root[@]}" mount --bind /tmp /nix 2>&1); then
        In a container: run it with --cap-add SYS_ADMIN and --security-opt apparmor=unconfined.
        On Ubuntu 24.04 and later: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0
        (or run make as root)"
+fi
+
+# The root file system of machines that boot.
+if [[ ${HOIST_SKIP_SYSTEMD:-} == 1 ]]; then
+    echo "HOIST_SKIP_SYSTEMD=1: no machine is booted by the tests" >&2
+    exit
+fi
+here=$(dirname "$(readlink -f "$0")")
+root=${HOIST_TEST_ROOT:-/var/cache/hoist-tests}/trixie-$(< "$here/src/nspawn/root.version")
+if [[ ! -d $root ]]; then
+    without="Scenarios on machines that boot will fail; HOIST_SKIP_SYSTEMD=1 leaves them out."
+    if ((EUID != 0)); then
+        echo "warning: only root can make and boot $root. $without" >&2
+    elif ! debian; then
+        echo "warning: $root can be made on Debian only; bring it from there with tests/root.sh. $without" >&2
+    elif ! "$here/root.sh" "$root"; then
+        echo "warning: $root could not be made. $without" >&2
+    fi
 fi

@@ -33,7 +33,6 @@ impl Builder {
     /// When its folder cannot be written.
     pub fn create(dir: &Utf8Path, programs: &Programs, logs: &Utf8Path) -> Result<Self> {
         let namespace = Namespace::create(dir, programs, NIX_CONF)?;
-        fs::write(dir.join("closures.nix"), include_str!("closures.nix"))?;
         Ok(Self {
             namespace,
             logs: logs.to_owned(),
@@ -52,7 +51,28 @@ impl Builder {
     /// When Nix fails.
     pub fn build(&self, closure: &Closure) -> Result<StorePath> {
         let spec = serde_json::to_string(closure)?;
-        let args = ["--no-out-link", "closures.nix", "--argstr", "spec", &spec];
+        self.build_expression(
+            "closures.nix",
+            include_str!("closures.nix"),
+            &[("spec", &spec)],
+        )
+    }
+
+    /// Builds what the function `expression` makes of `arguments`; `file` is the name it gets.
+    ///
+    /// # Errors
+    /// When Nix fails.
+    pub fn build_expression(
+        &self,
+        file: &str,
+        expression: &str,
+        arguments: &[(&str, &str)],
+    ) -> Result<StorePath> {
+        fs::write(self.namespace.dir().join(file), expression)?;
+        let mut args = vec!["--no-out-link", file];
+        for (name, value) in arguments {
+            args.extend(["--argstr", name, value]);
+        }
         let path = self
             .run("nix-build", &args)?
             .success()
@@ -65,7 +85,10 @@ impl Builder {
     /// # Errors
     /// When Nix fails.
     pub fn push(&self, path: &StorePath, cache: &Cache) -> Result<()> {
-        let to = format!("file://{}?secret-key={}", cache.folder, cache.secret);
+        let to = format!(
+            "file://{}?compression=none&secret-key={}",
+            cache.folder, cache.secret
+        );
         self.run("nix", &["copy", "--to", &to, path.as_str()])?
             .success()
             .context("nix copy failed")?;

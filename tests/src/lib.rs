@@ -15,6 +15,7 @@ pub mod foreign;
 pub mod forge;
 pub mod machine;
 pub mod namespace;
+pub mod nspawn;
 pub mod process;
 pub mod programs;
 pub mod proxy;

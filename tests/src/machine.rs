@@ -28,6 +28,38 @@ pub const PLAIN_PROFILE: &str = "/nix/var/nix/profiles/hoist";
 /// How long a machine is watched for something that must not happen.
 const WATCHED: Duration = Duration::from_millis(600);
 
+/// What can be deployed to: a machine, however it is made.
+pub trait Deployable {
+    /// Its name.
+    fn name(&self) -> &AgentName;
+
+    /// What runs: where `/run/current-system` leads.
+    ///
+    /// # Errors
+    /// When it leads somewhere else than to a store path.
+    fn current_system(&self) -> Result<Option<StorePath>>;
+
+    /// What the profile names.
+    ///
+    /// # Errors
+    /// When its links are damaged.
+    fn profile(&self, profile: &str) -> Result<Option<StorePath>>;
+}
+
+impl Deployable for Machine {
+    fn name(&self) -> &AgentName {
+        &self.name
+    }
+
+    fn current_system(&self) -> Result<Option<StorePath>> {
+        self.current_system()
+    }
+
+    fn profile(&self, profile: &str) -> Result<Option<StorePath>> {
+        self.profile(profile)
+    }
+}
+
 /// What a machine is made of.
 pub struct MachineParts {
     /// Its name.
@@ -295,13 +327,7 @@ impl Machine {
     /// # Errors
     /// When its links are damaged.
     pub fn profile(&self, profile: &str) -> Result<Option<StorePath>> {
-        let link = self.namespace.host_path(profile);
-        let Ok(generation) = link.read_link_utf8() else {
-            return Ok(None);
-        };
-        let folder = link.parent().context("a profile lies in a folder")?;
-        let target = folder.join(generation).read_link_utf8()?;
-        Ok(Some(StorePath::new(target.into_string())?))
+        self::profile(&self.namespace.host_path(profile))
     }
 
     /// The numbers and paths of the generations of a profile, oldest first.
@@ -309,27 +335,7 @@ impl Machine {
     /// # Errors
     /// When its links are damaged.
     pub fn generations(&self, profile: &str) -> Result<Vec<(u32, StorePath)>> {
-        let link = self.namespace.host_path(profile);
-        let (folder, name) = link
-            .parent()
-            .zip(link.file_name())
-            .context("a profile lies in a folder")?;
-        let mut found = Vec::new();
-        for entry in folder.read_dir_utf8()? {
-            let entry = entry?;
-            let number = entry
-                .file_name()
-                .strip_prefix(name)
-                .and_then(|rest| rest.strip_prefix('-')?.strip_suffix("-link")?.parse().ok());
-            if let Some(number) = number {
-                found.push((
-                    number,
-                    StorePath::new(entry.path().read_link_utf8()?.into_string())?,
-                ));
-            }
-        }
-        found.sort();
-        Ok(found)
+        generations(&self.namespace.host_path(profile))
     }
 
     /// Whether its store has `path`.
@@ -356,19 +362,7 @@ impl Machine {
     /// When the file that stands for it cannot be written.
     pub fn gate(&self, version: &str, action: &str) -> Result<Gate> {
         let notes = self.namespace.host_path(NOTES);
-        let gate = Gate {
-            what: format!("{version} {action} on {}", self.name),
-            closed: notes.join("gates").join(format!("{version}.{action}")),
-            reached: notes.join("reached").join(format!("{version}.{action}")),
-        };
-        for file in [&gate.closed, &gate.reached] {
-            fs::create_dir_all(file.parent().context("a gate lies in a folder")?)?;
-        }
-        if gate.reached.exists() {
-            fs::remove_file(&gate.reached)?;
-        }
-        fs::write(&gate.closed, "")?;
-        Ok(gate)
+        Gate::close(&notes, self.name.as_str(), version, action)
     }
 
     /// Fails when `happened` becomes true within a short while. It can only find what goes wrong soon; that
@@ -412,6 +406,28 @@ pub struct Gate {
 }
 
 impl Gate {
+    /// Closes the gate before `action` of the system `version` on `machine`, whose notes lie in `notes`.
+    pub(crate) fn close(
+        notes: &Utf8Path,
+        machine: &str,
+        version: &str,
+        action: &str,
+    ) -> Result<Self> {
+        let gate = Self {
+            what: format!("{version} {action} on {machine}"),
+            closed: notes.join("gates").join(format!("{version}.{action}")),
+            reached: notes.join("reached").join(format!("{version}.{action}")),
+        };
+        for file in [&gate.closed, &gate.reached] {
+            fs::create_dir_all(file.parent().context("a gate lies in a folder")?)?;
+        }
+        if gate.reached.exists() {
+            fs::remove_file(&gate.reached)?;
+        }
+        fs::write(&gate.closed, "")?;
+        Ok(gate)
+    }
+
     /// Waits until the activation stands at the gate.
     ///
     /// # Errors
@@ -439,4 +455,38 @@ impl Drop for Gate {
             eprintln!("the gate {} could not be opened: {error}", self.what);
         }
     }
+}
+
+/// What the profile `link`, a path on the host, names.
+pub(crate) fn profile(link: &Utf8Path) -> Result<Option<StorePath>> {
+    let Ok(generation) = link.read_link_utf8() else {
+        return Ok(None);
+    };
+    let folder = link.parent().context("a profile lies in a folder")?;
+    let target = folder.join(generation).read_link_utf8()?;
+    Ok(Some(StorePath::new(target.into_string())?))
+}
+
+/// The numbers and paths of the generations of the profile `link`, oldest first.
+pub(crate) fn generations(link: &Utf8Path) -> Result<Vec<(u32, StorePath)>> {
+    let (folder, name) = link
+        .parent()
+        .zip(link.file_name())
+        .context("a profile lies in a folder")?;
+    let mut found = Vec::new();
+    for entry in folder.read_dir_utf8()? {
+        let entry = entry?;
+        let number = entry
+            .file_name()
+            .strip_prefix(name)
+            .and_then(|rest| rest.strip_prefix('-')?.strip_suffix("-link")?.parse().ok());
+        if let Some(number) = number {
+            found.push((
+                number,
+                StorePath::new(entry.path().read_link_utf8()?.into_string())?,
+            ));
+        }
+    }
+    found.sort();
+    Ok(found)
 }

@@ -17,7 +17,7 @@ use crate::builder::{Builder, Cache};
 use crate::closure::{Closure, System};
 use crate::foreign::{Client, Watch};
 use crate::forge::Forge;
-use crate::machine::{Machine, MachineParts, PLAIN_PROFILE};
+use crate::machine::{Deployable, Machine, MachineParts, PLAIN_PROFILE};
 use crate::namespace::Namespace;
 use crate::process::{self, Finished, Process};
 pub use crate::site::Site;
@@ -255,7 +255,12 @@ impl World {
     ///
     /// # Errors
     /// When it cannot be started or does not end.
-    pub fn deploy(&self, machine: &Machine, path: &StorePath, more: &[&str]) -> Result<Finished> {
+    pub fn deploy(
+        &self,
+        machine: &impl Deployable,
+        path: &StorePath,
+        more: &[&str],
+    ) -> Result<Finished> {
         let spec = self.spec(&[(machine.name(), path)], None)?;
         self.hoist(&[&["deploy", spec.as_str()], more].concat())
     }
@@ -279,7 +284,7 @@ impl World {
     ///
     /// # Errors
     /// When a name is not valid.
-    pub fn forge(&self, machine: &Machine, path: &StorePath) -> Result<Forge> {
+    pub fn forge(&self, machine: &impl Deployable, path: &StorePath) -> Result<Forge> {
         Forge::new(FLEET, machine.name(), path)
     }
 
@@ -287,7 +292,7 @@ impl World {
     ///
     /// # Errors
     /// When it does not end.
-    pub fn carry_out(&self, machine: &Machine, path: &StorePath) -> Result<Status> {
+    pub fn carry_out(&self, machine: &impl Deployable, path: &StorePath) -> Result<Status> {
         let id = self.publish(&self.forge(machine, path)?)?;
         self.settled(machine, id)
     }
@@ -296,7 +301,7 @@ impl World {
     ///
     /// # Errors
     /// When it does not get there.
-    pub fn reaches(&self, machine: &Machine, id: DeploymentId, state: State) -> Result<()> {
+    pub fn reaches(&self, machine: &impl Deployable, id: DeploymentId, state: State) -> Result<()> {
         wait::until_true(&format!("{} is {state} with {id}", machine.name()), || {
             Ok(self.watch.states(machine.name(), id)?.contains(&state))
         })
@@ -307,7 +312,7 @@ impl World {
     ///
     /// # Errors
     /// When it does not end, or the answers differ.
-    pub fn settled(&self, machine: &Machine, id: DeploymentId) -> Result<Status> {
+    pub fn settled(&self, machine: &impl Deployable, id: DeploymentId) -> Result<Status> {
         let name = machine.name();
         let status = self
             .watch

@@ -13,5 +13,6 @@ mod scenarios {
     mod machines;
     mod modules;
     mod operators;
+    mod systemd;
     mod trust;
 }

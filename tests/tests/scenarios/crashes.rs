@@ -2,7 +2,7 @@
 //! confirmed, or on the one before, and says so exactly once.
 
 use anyhow::Result;
-use hoist_protocol::{DeploymentId, Reason, State};
+use hoist_protocol::{DeploymentId, HealthCheck, Probe, Reason, State};
 use hoist_tests::closure::{Closure, System};
 use hoist_tests::machine::{Gate, Machine, SYSTEM_PROFILE};
 use hoist_tests::server::Mode;
@@ -81,9 +81,8 @@ fn bring_to(world: &World, machine: &Machine, moment: Moment) -> Result<(Deploym
     if let Some(script) = check {
         let program = world.push(&Closure::health_check(script))?;
         let system = hoist_protocol::System::current()?;
-        forge.target.health_checks = vec![hoist_protocol::HealthCheck::Program(
-            [(system, program)].into(),
-        )];
+        let probe = Probe::Program([(system, program)].into());
+        forge.target.health_checks = vec![HealthCheck::new(probe)];
     }
     let id = world.publish(&forge)?;
     let hold = match gate {

@@ -1,0 +1,17 @@
+#!/bin/sh
+# `activate` of a system: /etc, what the configuration changes besides, and last of all /run/current-system.
+set -u
+PATH=/usr/sbin:/usr/bin:/sbin:/bin
+notes=/nix/var/hoist-test
+status=0
+echo "setting up /etc..." >&2
+ln -sfn @out@/etc /etc/static || status=1
+# The way to the broker is as this system's configuration makes it.
+@network@
+(
+    :
+    @script@
+) || status=1
+mkdir -p /run/nixos
+ln -sfn @out@ /run/current-system || status=1
+exit $status

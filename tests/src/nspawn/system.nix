@@ -1,0 +1,152 @@
+# A NixOS system for a booted machine: the agent's unit as nix/modules/agent.nix makes it, further units, and the
+# scripts that a boot and a switch run. No nixpkgs: only /bin/sh and the machine's own programs.
+{ spec, repository }:
+let
+  inherit (builtins) attrNames concatStringsSep isAttrs isBool isList map match removeAttrs toJSON;
+  parameters = builtins.fromJSON spec;
+  stub = import (repository + "/nix/tests/stub.nix");
+
+  run = name: attributes: script: derivation ({
+    inherit name;
+    system = builtins.currentSystem;
+    builder = "/bin/sh";
+    args = [ "-euc" script ];
+    PATH = "/usr/bin:/bin";
+    allowSubstitutes = false;
+    preferLocalBuild = true;
+  } // attributes);
+
+  # The package of the agent. `revision` makes another store path of the same program.
+  agentPackage = run "hoist-agent-${parameters.agent.revision}" { inherit (parameters.agent) program; } ''
+    mkdir -p $out/bin
+    cp $program $out/bin/hoist-agent
+    chmod 755 $out/bin/hoist-agent
+  '';
+
+  # As much of TOML as settings need: JSON's strings, numbers, booleans and arrays are TOML's.
+  tomlValue = value:
+    if isAttrs value then
+      "{ ${concatStringsSep ", " (map (key: "${toJSON key} = ${tomlValue value.${key}}") (attrNames value))} }"
+    else if isList value then
+      "[${concatStringsSep ", " (map tomlValue value)}]"
+    else
+      toJSON value;
+  toml = values: concatStringsSep "" (map (key: "${toJSON key} = ${tomlValue values.${key}}\n") (attrNames values));
+
+  pkgs = stub.pkgs // {
+    formats.toml = _: {
+      type = "toml";
+      generate = name: values: builtins.toFile name (toml values);
+    };
+  };
+  agentModule = import (repository + "/nix/modules/agent.nix") { self.packages = { }; };
+  agentService = (stub.evaluateWith pkgs agentModule "hoist-agent" (parameters.agent.settings // {
+    enable = true;
+    package = agentPackage;
+  })).systemd.services.hoist-agent;
+
+  # What NixOS's modules write for a service: nixpkgs, nixos/lib/systemd-lib.nix, `serviceToUnit`.
+  value = v: if isBool v then (if v then "true" else "false") else toString v;
+  line = name: v: "${name}=${value v}\n";
+  section = values:
+    concatStringsSep "" (map
+      (name: if isList values.${name} then concatStringsSep "" (map (line name) values.${name}) else line name values.${name})
+      (attrNames values));
+  unitKeys = {
+    description = "Description";
+    documentation = "Documentation";
+    wants = "Wants";
+    requires = "Requires";
+    after = "After";
+    before = "Before";
+    conflicts = "Conflicts";
+  };
+  known = [ "wantedBy" "path" "environment" "unitConfig" "serviceConfig" "restartIfChanged" "stopIfChanged" "reloadIfChanged" ]
+    ++ attrNames unitKeys;
+  # The stub names packages by words such as `/nix`; `/packages` of a machine has their programs.
+  packages = {
+    "/nix" = "nix-bin";
+    "/systemd" = "systemd";
+    "/coreutils" = "coreutils";
+    "/util-linux" = "util-linux";
+  };
+  package = path: "/packages/${packages.${toString path} or (throw "${toString path}: which package of Debian is it?")}";
+  searchPath = service: concatStringsSep ":" (map (folder: "${folder}/bin") (
+    map package (service.path or [ ])
+    # Every service of NixOS has these.
+    ++ map (name: "/packages/${name}") [ "coreutils" "findutils" "grep" "sed" "systemd" ]
+  ));
+  unit = name: service:
+    let
+      unknown = attrNames (removeAttrs service known);
+      heads = builtins.filter (key: service ? ${key}) (attrNames unitKeys);
+      environment = { PATH = searchPath service; } // (service.environment or { });
+      flag = key: setting: if service ? ${key} && service.${key} == setting then "X-${
+        { restartIfChanged = "RestartIfChanged"; stopIfChanged = "StopIfChanged"; reloadIfChanged = "ReloadIfChanged"; }.${key}
+      }=${value setting}\n" else "";
+    in
+    if unknown != [ ] then
+      throw "${name}: what does NixOS write for ${concatStringsSep ", " unknown}?"
+    else
+      "[Unit]\n"
+      + section (builtins.listToAttrs (map (key: { name = unitKeys.${key}; value = service.${key}; }) heads))
+      + section (service.unitConfig or { })
+      + "\n[Service]\n"
+      + concatStringsSep "" (map (key: "Environment=${toJSON "${key}=${value environment.${key}}"}\n") (attrNames environment))
+      + flag "reloadIfChanged" true
+      + flag "restartIfChanged" false
+      + flag "stopIfChanged" false
+      + section service.serviceConfig;
+
+  agentUnits = if parameters.agent == null then { } else {
+    "hoist-agent.service" = {
+      text = unit "hoist-agent" agentService;
+      wantedBy = agentService.wantedBy or [ ];
+    };
+  };
+  units = agentUnits // parameters.units;
+
+  installUnit = name: ''
+    printf '%s' ${quote units.${name}.text} > $out/${name}
+  '' + concatStringsSep "" (map (target: ''
+    mkdir -p $out/${target}.wants
+    ln -s ../${name} $out/${target}.wants/${name}
+  '') units.${name}.wantedBy);
+  quote = text: "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] text}'";
+
+  etc = run "etc" { inherit (parameters) version; } ''
+    mkdir -p $out/etc/systemd
+    units=$out/etc/systemd/system
+    mkdir $units
+    (out=$units
+    ${concatStringsSep "" (map installUnit (attrNames units))}
+    )
+    echo "$version" > $out/etc/version
+  '';
+
+  kernel = run "linux-${parameters.kernel}" { } ''
+    mkdir -p $out/lib/modules
+    echo "a kernel" > $out/bzImage
+    echo "an initrd" > $out/initrd
+  '';
+in
+run "nixos-system-${parameters.name}-${parameters.version}" {
+  inherit etc kernel;
+  inherit (parameters) version activate init switch;
+  passAsFile = [ "activate" "init" "switch" ];
+} ''
+  install_script() {
+    sed -e "s|@out@|$out|g" -e "s|@version@|$version|g" "$1" > "$2"
+    chmod 755 "$2"
+  }
+  mkdir -p $out/bin
+  printf %s "$version" > $out/nixos-version
+  printf %s "${builtins.currentSystem}" > $out/system
+  ln -s $etc/etc $out/etc
+  ln -s $kernel/bzImage $out/kernel
+  ln -s $kernel/initrd $out/initrd
+  ln -s $kernel $out/kernel-modules
+  install_script "$activatePath" $out/activate
+  install_script "$initPath" $out/init
+  install_script "$switchPath" $out/bin/switch-to-configuration
+''

@@ -1,0 +1,194 @@
+//! NixOS systems for booted machines: units, an agent, and scripts that do to units what NixOS's own do.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use camino::Utf8Path;
+use hoist_protocol::StorePath;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::builder::Builder;
+
+/// The agent of a system.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct AgentPackage {
+    /// The program that is copied into the package.
+    pub(super) program: String,
+    /// Tells packages of the same program apart.
+    pub(super) revision: String,
+    /// `services.hoist-agent` of the configuration.
+    pub(super) settings: Value,
+}
+
+/// A unit besides the agent's.
+#[derive(Clone, Debug, Serialize)]
+struct Unit {
+    text: String,
+    #[serde(rename = "wantedBy")]
+    wanted_by: Vec<String>,
+}
+
+/// What `system.nix` makes a system of.
+#[derive(Clone, Debug, Serialize)]
+struct Spec<'a> {
+    name: &'a str,
+    version: &'a str,
+    kernel: &'a str,
+    agent: Option<&'a AgentPackage>,
+    units: &'a BTreeMap<String, Unit>,
+    activate: String,
+    init: &'a str,
+    switch: String,
+}
+
+/// A NixOS system with the agent, and `web.service`, which says its version and runs.
+#[derive(Clone, Debug)]
+pub struct BootedSystem {
+    name: String,
+    version: String,
+    kernel: String,
+    agent: Option<AgentPackage>,
+    units: BTreeMap<String, Unit>,
+    cut_off: bool,
+    script: String,
+    before: String,
+    inhibit: String,
+    after: String,
+}
+
+impl BootedSystem {
+    pub(super) fn new(name: &str, version: &str, agent: AgentPackage) -> Self {
+        Self {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            kernel: "6.1".to_owned(),
+            agent: Some(agent),
+            units: BTreeMap::new(),
+            cut_off: false,
+            script: String::new(),
+            before: String::new(),
+            inhibit: String::new(),
+            after: String::new(),
+        }
+        .unit(
+            "web.service",
+            &format!(
+                "[Unit]\nDescription=Web server\n[Service]\nEnvironment=VERSION={version}\n\
+                 ExecStart=/bin/sleep infinity\n"
+            ),
+        )
+    }
+
+    /// The unit `name`, wanted by `multi-user.target`; in the place of the one that has the name.
+    #[must_use]
+    pub fn unit(mut self, name: &str, text: &str) -> Self {
+        let unit = Unit {
+            text: text.to_owned(),
+            wanted_by: vec!["multi-user.target".to_owned()],
+        };
+        self.units.insert(name.to_owned(), unit);
+        self
+    }
+
+    /// No agent, as of somebody who forgot the module.
+    #[must_use]
+    pub fn without_agent(mut self) -> Self {
+        self.agent = None;
+        self
+    }
+
+    /// The agent with another setting of `services.hoist-agent.settings`.
+    #[must_use]
+    pub fn agent_setting(mut self, key: &str, value: &str) -> Self {
+        if let Some(agent) = &mut self.agent {
+            agent.settings["settings"][key] = value.into();
+        }
+        self
+    }
+
+    /// The agent from another package: another store path.
+    #[must_use]
+    pub fn agent_revision(mut self, revision: &str) -> Self {
+        if let Some(agent) = &mut self.agent {
+            revision.clone_into(&mut agent.revision);
+        }
+        self
+    }
+
+    /// Its network configuration keeps the machine from the broker.
+    #[must_use]
+    pub const fn without_network(mut self) -> Self {
+        self.cut_off = true;
+        self
+    }
+
+    /// `script` is a part of its activation script, before `/run/current-system` is set.
+    #[must_use]
+    pub fn activation(mut self, script: &str) -> Self {
+        script.clone_into(&mut self.script);
+        self
+    }
+
+    /// `script` runs in `switch-to-configuration` before it does anything, in `$action`.
+    #[must_use]
+    pub fn before_switch(mut self, script: &str) -> Self {
+        script.clone_into(&mut self.before);
+        self
+    }
+
+    /// `script` runs in `switch-to-configuration` after the boot loader was set, before anything is activated.
+    #[must_use]
+    pub fn inhibiting(mut self, script: &str) -> Self {
+        script.clone_into(&mut self.inhibit);
+        self
+    }
+
+    /// `script` runs in `switch-to-configuration` when all is done; `$code` is its exit code.
+    #[must_use]
+    pub fn after_switch(mut self, script: &str) -> Self {
+        script.clone_into(&mut self.after);
+        self
+    }
+
+    /// Another kernel, which only a boot starts.
+    #[must_use]
+    pub fn kernel(mut self, version: &str) -> Self {
+        version.clone_into(&mut self.kernel);
+        self
+    }
+
+    /// Builds it; it lies in no cache yet.
+    pub(super) fn build(&self, builder: &Builder) -> Result<StorePath> {
+        let network = if self.cut_off { "touch" } else { "rm -f" };
+        let spec = Spec {
+            name: &self.name,
+            version: &self.version,
+            kernel: &self.kernel,
+            agent: self.agent.as_ref(),
+            units: &self.units,
+            activate: include_str!("activate.sh")
+                .replace("@network@", &format!("{network} $notes/{NETWORK_CUT}"))
+                .replace("@script@", &self.script),
+            init: include_str!("init.sh"),
+            switch: include_str!("switch-to-configuration.sh")
+                .replace("@before@", &self.before)
+                .replace("@inhibit@", &self.inhibit)
+                .replace("@after@", &self.after),
+        };
+        let repository = Utf8Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("..")
+            .canonicalize_utf8()?;
+        builder.build_expression(
+            "system.nix",
+            include_str!("system.nix"),
+            &[
+                ("spec", &serde_json::to_string(&spec)?),
+                ("repository", repository.as_str()),
+            ],
+        )
+    }
+}
+
+/// The file in the notes of a machine whose presence cuts its connection to the broker.
+pub(super) const NETWORK_CUT: &str = "network-cut";

@@ -1,0 +1,3 @@
+//! Machines that boot: real systemd, Nix 2.26, the agent as the unit that the NixOS module makes.
+
+mod service;
