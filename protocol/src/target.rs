@@ -249,7 +249,10 @@ pub enum TargetError {
 
 impl Target {
     /// Whether it holds together.
-    pub(crate) fn check(&self) -> Result<(), TargetError> {
+    ///
+    /// # Errors
+    /// [`TargetError`] says what does not.
+    pub fn check(&self) -> Result<(), TargetError> {
         self.check_limits()?;
         let brings = [
             (!self.substituters.is_empty(), "substituters"),

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 use camino::Utf8PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hoist_certs::program::{LogArgs, report};
-use hoist_protocol::{AgentName, Kind};
+use hoist_protocol::AgentName;
 
 use crate::commands::{self, CommandError};
 use crate::console::print;
 use crate::duration;
+use crate::flags::{ActivationArgs, CheckArgs};
 use crate::outcome::{EXIT_CODES, Exit};
 use crate::settings::{Flags, SigningFlags};
 
@@ -19,7 +20,14 @@ Examples:
   hoist deploy spec.json --agent web-1      only this one
   nix eval --json .#deploy | hoist deploy - the spec from standard input
   hoist deploy spec.json --async            publish, read back, and be done
+  hoist deploy spec.json --action dry-activate
+                                            what would change, on each machine
+  hoist deploy spec.json --action boot      with the next boot of each machine
+  hoist deploy spec.json --check-unit nginx.service --check-http http://localhost/ --check-grace 10s
+                                            machines on which that does not hold go back
+  hoist deploy spec.json --spread 30m       a large fleet, not all at once
   hoist status                              the whole fleet
+  hoist status web-1                        all that web-1 says of itself
   hoist logs web-1 --follow                 what web-1 says while it deploys
   hoist rollback web-1                      back to what web-1 ran before
 
@@ -44,34 +52,60 @@ enum Command {
     /// Deploy what a spec says, and follow the machines
     #[command(after_help = EXIT_CODES)]
     Deploy(DeployArgs),
-    /// Show where machines stand
+    /// Show where machines stand; of those that are named, all that they say
     Status(StatusArgs),
-    /// Show what a machine's newest deployment said
+    /// Show the end of what a machine's newest deployment said, or with --follow what it says
     Logs(LogsArgs),
     /// Send a machine back to what it ran before, by the id of a deployment
     #[command(after_help = EXIT_CODES)]
     Rollback(RollbackArgs),
 }
 
+/// The heading of what is said about where closures come from.
+const CLOSURES: &str = "Closures";
+
+/// Whether what the closures hold is signed too.
+///
+/// By default it is where this computer's own store has them: then a binary cache that serves anything else
+/// under the same path is found out by the machine, whoever's key it has.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = CLOSURES)]
+pub struct DigestArgs {
+    /// Do not sign what the closures hold, also where the store of this computer or the spec knows it
+    #[arg(long, conflicts_with = "require_digest")]
+    pub no_digest: bool,
+    /// Deploy nothing unless what every closure holds is signed: each is in the store of this computer, or the
+    /// spec has its digest
+    #[arg(long)]
+    pub require_digest: bool,
+}
+
 /// `hoist deploy`
 #[derive(Debug, Args)]
 pub struct DeployArgs {
     /// The spec, as Cachix Deploy reads it: {"agents": {"web-1": "/nix/store/…"}, "rollbackScript":
-    /// {"x86_64-linux": "/nix/store/…"}}; `-` is standard input
+    /// {"x86_64-linux": "/nix/store/…"}}; `-` is standard input. In place of a path there may be an object
+    /// with a path and what the flags below say, for this machine: {"path": "/nix/store/…", "action": "boot"}
     pub spec: Utf8PathBuf,
     /// Deploy only this machine of the spec, more than once for several
     #[arg(long = "agent", value_name = "NAME")]
     pub agents: Vec<AgentName>,
     /// How the closures are activated
-    #[arg(long, value_enum, default_value_t, value_name = "KIND")]
-    pub kind: KindArg,
+    #[command(flatten)]
+    pub activation: ActivationArgs,
+    /// What must hold afterwards
+    #[command(flatten)]
+    pub checks: CheckArgs,
+    /// What vouches for the closures
+    #[command(flatten)]
+    pub digest: DigestArgs,
     /// Binary cache that the machines use besides their own, more than once for several
     /// [env: HOIST_SUBSTITUTERS, separated by commas]
-    #[arg(long = "substituter", value_name = "URL")]
+    #[arg(long = "substituter", value_name = "URL", help_heading = CLOSURES)]
     pub substituters: Vec<String>,
     /// Key of such a cache, NAME:base64, more than once for several
     /// [env: HOIST_SUBSTITUTER_KEYS, separated by commas]
-    #[arg(long = "substituter-key", value_name = "KEY")]
+    #[arg(long = "substituter-key", value_name = "KEY", help_heading = CLOSURES)]
     pub substituter_keys: Vec<String>,
     /// What is said in the deployment
     #[command(flatten)]
@@ -92,6 +126,12 @@ pub struct RollbackArgs {
     /// Back to what this deployment brought: its id, or the last 8 digits of an id in the machine's history
     #[arg(long, value_name = "ID")]
     pub to: Option<String>,
+    /// How the closure is activated
+    #[command(flatten)]
+    pub activation: ActivationArgs,
+    /// What must hold afterwards
+    #[command(flatten)]
+    pub checks: CheckArgs,
     /// What is said in the deployment
     #[command(flatten)]
     pub deployment: DeploymentArgs,
@@ -106,10 +146,11 @@ pub struct RollbackArgs {
 /// `hoist status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The machines; all of the fleet when none is named
+    /// The machines, with all that they say of themselves; the whole fleet, a line for each, when none is named
     #[arg(value_name = "AGENT")]
     pub agents: Vec<AgentName>,
-    /// Write JSON: {"schema": 1, "fleet": …, "machines": [{"agent", "presence", "status"}]}
+    /// Write JSON: {"schema": 1, "fleet": …, "machines": [{"agent", "presence", "status": what the machine
+    /// itself last said, as it is on its `status` topic}]}
     #[arg(long)]
     pub json: bool,
 }
@@ -119,7 +160,8 @@ pub struct StatusArgs {
 pub struct LogsArgs {
     /// The machine
     pub agent: AgentName,
-    /// Go on with the lines that come, until interrupted
+    /// Go on with the lines that come, until interrupted. Lines are not kept on the broker: without this, and for
+    /// those that came before, there is only the end of the log that the machine's status carries
     #[arg(short, long)]
     pub follow: bool,
     /// Write JSON: one document, or with --follow one line for each line of the log
@@ -131,12 +173,6 @@ pub struct LogsArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Deployment")]
 pub struct DeploymentArgs {
-    /// How long the activation itself may take [default: 15m]
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    pub activation_timeout: Option<std::time::Duration>,
-    /// How long health checks and the way back to the broker may take before a machine rolls back [default: 1m]
-    #[arg(long, value_name = "DURATION", value_parser = duration::parse)]
-    pub confirm_timeout: Option<std::time::Duration>,
     /// How long the deployment is valid for machines that are offline
     #[arg(long, value_name = "DURATION", value_parser = duration::parse, default_value = "90d")]
     pub expires: std::time::Duration,
@@ -164,7 +200,8 @@ pub struct FollowArgs {
     /// Publish, read back, and do not wait for machines; the same as --wait none
     #[arg(long = "async", conflicts_with = "wait")]
     pub is_async: bool,
-    /// Which machines are waited for
+    /// Which machines are waited for. One is done when its deployment has ended; where that takes a reboot
+    /// (`staged`), it is done without it. One that is held is not waited for by `online`
     #[arg(long, value_enum, default_value_t, value_name = "WHICH")]
     pub wait: WaitFor,
     /// How long to publish and wait at most; machines go on by themselves
@@ -181,35 +218,13 @@ pub struct FollowArgs {
 /// Which machines are waited for.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
 pub enum WaitFor {
-    /// Those that are online; the others get it when they return
+    /// Those that are online and not held; the others get it when they return, or are released
     #[default]
     Online,
     /// All
     All,
     /// None
     None,
-}
-
-/// How a closure is activated.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, ValueEnum)]
-pub enum KindArg {
-    /// The machine finds out by what is in the closure
-    #[default]
-    Auto,
-    /// As a NixOS system
-    Nixos,
-    /// As a profile that is set, and nothing is run
-    Profile,
-}
-
-impl From<KindArg> for Kind {
-    fn from(kind: KindArg) -> Self {
-        match kind {
-            KindArg::Auto => Self::Auto,
-            KindArg::Nixos => Self::Nixos,
-            KindArg::Profile => Self::Profile,
-        }
-    }
 }
 
 /// The program: reads the command line, runs the command, and says what went wrong.

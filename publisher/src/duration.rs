@@ -1,30 +1,101 @@
 //! Durations as people type them: `30s`, `5m`, `2h`, `90d`, `1h 30m`.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
-use hoist_protocol::Text;
+use hoist_protocol::{Text, limits};
 use jiff::{Span, SpanRelativeTo};
 
-/// A text that is no duration.
+/// A text that is not the duration that is asked for.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("`{0}` is no duration; it is written like `30s`, `5m`, `2h` or `90d`")]
-pub struct DurationError(String);
+pub enum DurationError {
+    /// It is none.
+    #[error("`{0}` is no duration; it is written like `30s`, `5m`, `2h` or `90d`")]
+    Malformed(String),
+    /// It is too short or too long.
+    #[error("`{given}` is outside of what is allowed, {min} to {max}")]
+    Range {
+        /// What was given.
+        given: String,
+        /// The shortest that is allowed.
+        min: String,
+        /// The longest that is allowed.
+        max: String,
+    },
+}
 
 /// Reads a duration; a day has 24 hours.
 ///
 /// # Errors
-/// [`DurationError`] for anything else, and for 0 or less.
+/// [`DurationError::Malformed`] for anything else, and for 0 or less.
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
-    let error = || DurationError(Text::<40>::lossy(text).to_string());
-    let span = Span::from_str(text.trim()).map_err(|_| error())?;
-    let duration = span
-        .to_duration(SpanRelativeTo::days_are_24_hours())
-        .map_err(|_| error())?;
-    Duration::try_from(duration)
-        .ok()
+    any(text)
         .filter(|duration| !duration.is_zero())
-        .ok_or_else(error)
+        .ok_or_else(|| DurationError::Malformed(shown(text)))
+}
+
+/// Reads a duration that lies within `range`, in milliseconds; 0 where that is within.
+///
+/// # Errors
+/// [`DurationError`]
+pub fn within(text: &str, range: &RangeInclusive<u64>) -> Result<Duration, DurationError> {
+    let duration = any(text).ok_or_else(|| DurationError::Malformed(shown(text)))?;
+    if range.contains(&ms(duration)) {
+        return Ok(duration);
+    }
+    let limit = |ms: u64| match ms {
+        0 => "0s".to_owned(),
+        ms => show(Duration::from_millis(ms)),
+    };
+    Err(DurationError::Range {
+        given: shown(text),
+        min: limit(*range.start()),
+        max: limit(*range.end()),
+    })
+}
+
+macro_rules! ranges {
+    ($($(#[$doc:meta])* $name:ident: $range:ident;)*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Errors
+        /// [`DurationError`]
+        pub fn $name(text: &str) -> Result<Duration, DurationError> {
+            within(text, &limits::$range)
+        }
+    )*};
+}
+
+ranges! {
+    /// Reads how long an activation may take.
+    activation_timeout: ACTIVATION_TIMEOUT_MS;
+    /// Reads how long a confirmation may take.
+    confirm_timeout: CONFIRM_TIMEOUT_MS;
+    /// Reads within which time machines begin.
+    spread: SPREAD_MS;
+    /// Reads for how long failures of a health check do not count.
+    check_grace: CHECK_GRACE_MS;
+    /// Reads the wait between two tries of a health check.
+    check_interval: CHECK_INTERVAL_MS;
+    /// Reads how long one try of a health check may take.
+    check_timeout: CHECK_TIMEOUT_MS;
+}
+
+fn any(text: &str) -> Option<Duration> {
+    let span = Span::from_str(text.trim()).ok()?;
+    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
+    Duration::try_from(duration).ok()
+}
+
+fn shown(text: &str) -> String {
+    Text::<40>::lossy(text).to_string()
+}
+
+/// A duration in milliseconds, at most what fits.
+#[must_use]
+pub fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Shows a duration in its one or two largest units: `5m 3s`, `2h 1m`, `90d`. Below a second: `120ms`.
@@ -85,6 +156,20 @@ mod tests {
             let error = parse(bad).unwrap_err().to_string();
             assert!(!error.chars().any(char::is_control), "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_duration_out_of_its_range_is_answered_with_the_range() {
+        assert_eq!(spread("0s"), Ok(Duration::ZERO));
+        assert_eq!(
+            confirm_timeout("2h").unwrap_err().to_string(),
+            "`2h` is outside of what is allowed, 1s to 1h"
+        );
+        assert_eq!(
+            check_interval("0s").unwrap_err().to_string(),
+            "`0s` is outside of what is allowed, 10ms to 10m"
+        );
+        assert!(matches!(spread("soon"), Err(DurationError::Malformed(_))));
     }
 
     #[test]

@@ -6,11 +6,14 @@
 mod cli;
 pub mod commands;
 pub mod console;
+pub mod digests;
 pub mod drive;
 pub mod duration;
+mod flags;
 pub mod follow;
 pub mod lines_shown;
 pub mod link;
+pub mod options;
 pub mod outcome;
 pub mod plan;
 pub mod report;
@@ -21,6 +24,7 @@ pub mod spec;
 mod testing;
 
 pub use cli::{
-    DeployArgs, DeploymentArgs, FollowArgs, KindArg, LogsArgs, RollbackArgs, StatusArgs, WaitFor,
-    main,
+    DeployArgs, DeploymentArgs, DigestArgs, FollowArgs, LogsArgs, RollbackArgs, StatusArgs,
+    WaitFor, main,
 };
+pub use flags::{ActivationArgs, CheckArgs};

@@ -45,6 +45,7 @@ pub(crate) fn status(order: Order, state: State) -> Status {
         id: Some(order.id),
         epoch: Some(order.epoch),
         sequence: Some(order.sequence),
+        local: false,
         floor_epoch: order.epoch,
         floor: order.sequence,
         reason: None,

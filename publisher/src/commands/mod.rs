@@ -7,9 +7,11 @@ pub mod rollback;
 mod send;
 pub mod status;
 
-use hoist_protocol::{AgentName, Channel, FleetName, nearest};
+use hoist_protocol::{AgentName, Channel, FleetName, StorePath, nearest};
 
+use crate::digests::DigestError;
 use crate::link::{Link, LinkError, filters};
+use crate::options::OptionsError;
 use crate::outcome::Exit;
 use crate::plan::PlanError;
 use crate::settings::SettingsError;
@@ -28,6 +30,23 @@ pub enum CommandError {
     /// A machine was chosen that is not in the spec.
     #[error(transparent)]
     NotInSpec(#[from] UnknownAgent),
+    /// What the flags and the spec ask for does not go together.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// Nix does not tell what the closures hold, and somebody relies on it.
+    #[error("what the closures hold is not known here, and --require-digest asks for it")]
+    Digests(#[source] DigestError),
+    /// The store does not have a closure, and somebody relies on it.
+    #[error(
+        "agent `{agent}`: `{path}` is not in the store of this computer, so what it holds is not known, and \
+         --require-digest asks for it; fetch it first, or give its `digest` in the spec"
+    )]
+    NoDigest {
+        /// Whose closure.
+        agent: AgentName,
+        /// Which one.
+        path: StorePath,
+    },
     /// What the flags ask for makes no deployment.
     #[error("what the flags ask for cannot be deployed")]
     Plan(#[source] PlanError),
@@ -79,10 +98,13 @@ impl CommandError {
             Self::Settings(_)
             | Self::Spec(_)
             | Self::NotInSpec(_)
+            | Self::Options(_)
             | Self::Plan(_)
             | Self::Provenance(..)
             | Self::To(_) => Exit::Usage,
-            Self::Link(_)
+            Self::Digests(_)
+            | Self::NoDigest { .. }
+            | Self::Link(_)
             | Self::Snapshot(_)
             | Self::UnknownMachine { .. }
             | Self::NothingBefore(_)

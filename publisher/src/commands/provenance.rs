@@ -59,8 +59,6 @@ mod tests {
 
     fn args() -> DeploymentArgs {
         DeploymentArgs {
-            activation_timeout: None,
-            confirm_timeout: None,
             expires: Duration::from_secs(1),
             message: None,
             revision: None,

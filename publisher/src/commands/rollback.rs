@@ -9,6 +9,7 @@ use hoist_protocol::{AgentName, DeploymentId, History, RollbackTo, StorePath};
 use super::CommandError;
 use super::send::{Sending, Task};
 use crate::RollbackArgs;
+use crate::flags::options;
 use crate::outcome::Exit;
 use crate::settings::{Flags, Settings, process_environment};
 use crate::snapshot::Seen;
@@ -25,6 +26,7 @@ pub async fn run(args: &RollbackArgs, flags: Flags) -> Result<Exit, CommandError
     let task = Task::Rollback {
         agent: args.agent.clone(),
         to: args.to.clone(),
+        options: options(&args.activation, &args.checks),
     };
     sending.run(task).await
 }
@@ -143,6 +145,7 @@ mod tests {
                 id: id(*n),
                 epoch: 0,
                 sequence: 1,
+                local: false,
                 state: *state,
                 reason: None,
                 message: Text::default(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 use hoist_certs::program::now;
 use hoist_protocol::{
     AgentName, Channel, DeploymentId, FORMAT, Goal, KnownOrders, Machine, Provenance, StorePath,
-    Target, limits,
+    Target,
 };
 use uuid::Uuid;
 
@@ -16,6 +16,7 @@ use crate::drive::{Driver, Interrupts, Stop};
 use crate::follow::{Published, Run, Wait};
 use crate::lines_shown::LinesShown;
 use crate::link::{Link, filters};
+use crate::options::Options;
 use crate::outcome::{Exit, Outcome};
 use crate::plan::{Orders, Signed};
 use crate::report::{MachineReport, Report};
@@ -34,6 +35,7 @@ pub(super) enum Task {
     Rollback {
         agent: AgentName,
         to: Option<String>,
+        options: Options,
     },
 }
 
@@ -45,6 +47,10 @@ pub(super) struct Sending<'a> {
     caller: Caller,
     keys: Keys,
     provenance: Provenance,
+    /// What is said before anything else.
+    pub(super) notes: Vec<String>,
+    /// What is warned of before anything else.
+    pub(super) warnings: Vec<String>,
 }
 
 /// What was made for the machines.
@@ -70,19 +76,21 @@ impl<'a> Sending<'a> {
             caller,
             keys,
             provenance: super::provenance::gather(deployment, &process_environment)?,
+            notes: Vec::new(),
+            warnings: Vec::new(),
         })
     }
 
     /// Does it. An error means that nothing was published.
-    pub(super) async fn run(self, mut task: Task) -> Result<Exit, CommandError> {
-        if let Task::Targets(targets) = &mut task {
-            for target in targets.values_mut() {
-                self.set_timeouts(target);
-            }
+    pub(super) async fn run(self, task: Task) -> Result<Exit, CommandError> {
+        if let Task::Targets(targets) = &task {
             self.try_to_sign(targets)?;
         }
         let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
         let mut console = Console::new(self.follow.quiet);
+        for note in &self.notes {
+            console.note(note);
+        }
         let begin = Instant::now();
         let prepared = tokio::select! {
             prepared = self.prepare(task, &console) => prepared?,
@@ -96,7 +104,8 @@ impl<'a> Sending<'a> {
             made,
             snapshot,
         } = prepared;
-        let warnings = made.warnings.sentences();
+        let mut warnings = self.warnings.clone();
+        warnings.extend(made.warnings.sentences());
         for warning in &warnings {
             console.warn(warning);
         }
@@ -156,19 +165,6 @@ impl<'a> Sending<'a> {
         }
     }
 
-    fn set_timeouts(&self, target: &mut Target) {
-        let ms =
-            |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-        let DeploymentArgs {
-            activation_timeout,
-            confirm_timeout,
-            ..
-        } = self.deployment;
-        target.activation_timeout_ms =
-            activation_timeout.map_or(limits::DEFAULT_ACTIVATION_TIMEOUT_MS, ms);
-        target.confirm_timeout_ms = confirm_timeout.map_or(limits::DEFAULT_CONFIRM_TIMEOUT_MS, ms);
-    }
-
     fn orders(&self) -> Orders<'_> {
         Orders {
             keys: &self.keys.signing,
@@ -219,14 +215,13 @@ impl<'a> Sending<'a> {
         let snapshot = snapshot::take(&mut link, &wanted).await?;
         let targets = match task {
             Task::Targets(targets) => targets,
-            Task::Rollback { agent, to } => {
+            Task::Rollback { agent, to, options } => {
                 let Some(seen) = snapshot.machine(&agent) else {
                     return Err(unknown_machine(&mut link, &self.caller.fleet, &agent).await);
                 };
                 let choice = rollback::choose(&agent, seen, to.as_deref())?;
                 console.note(&choice.said);
-                let mut target = Target::new(Goal::Rollback(choice.to));
-                self.set_timeouts(&mut target);
+                let target = options.target(Goal::Rollback(choice.to))?;
                 let targets = BTreeMap::from([(agent, target)]);
                 self.try_to_sign(&targets)?;
                 targets

@@ -29,6 +29,7 @@ fn history(entries: &[(u64, State)]) -> History {
                 id: id((*n).into()),
                 epoch: 0,
                 sequence: *n,
+                local: false,
                 state: *state,
                 reason: None,
                 message: Text::default(),
