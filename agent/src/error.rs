@@ -3,6 +3,7 @@
 use crate::config::SettingsError;
 use crate::job::JobError;
 use crate::ledger::LedgerError;
+use crate::runtime::StartError;
 
 /// What ends the agent. Everything else is reported, and the agent goes on.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +11,9 @@ pub enum Error {
     /// The configuration cannot be used.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// The machine is not as it has to be.
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// The ledger cannot be read or written: without it nothing may be begun.
     #[error(transparent)]
     Ledger(#[from] LedgerError),

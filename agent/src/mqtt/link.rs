@@ -170,10 +170,8 @@ impl Link {
     }
 
     fn incoming(&mut self, packet: Packet) -> Option<LinkEvent> {
-        let is_pong = matches!(packet, Packet::PingResp);
         let event = self.on_packet(packet);
-        // A broker that answers pings is there, even if it never acknowledges what it does not allow.
-        let owes = !is_pong && (self.asked > 0 || !self.in_flight.is_empty());
+        let owes = self.asked > 0 || !self.in_flight.is_empty();
         self.silent_since = owes.then(Instant::now);
         event
     }

@@ -1,6 +1,7 @@
 //! The broker as the agent sees it: connected or about to be, and proven to be in reach when a job asks.
 
 mod before;
+mod caches;
 mod outage;
 mod reach;
 mod warnings;

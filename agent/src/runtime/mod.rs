@@ -8,6 +8,7 @@ mod clock;
 mod effects;
 mod fetch;
 mod notify;
+mod start;
 mod watch;
 
 use std::collections::{HashMap, VecDeque};
@@ -23,7 +24,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::config::Settings;
 use crate::error::Error;
-use crate::job::{Job, Jobs};
+use crate::job::{BootId, Job, Jobs, Outage};
 use crate::ledger::LedgerFile;
 use crate::mqtt::jittered;
 use crate::nix;
@@ -31,6 +32,8 @@ use broker::{Broker, BrokerEvent, OutageVerdict};
 use clock::{Pulse, Reading};
 use fetch::{Fetch, FetchNews};
 use notify::ServiceManager;
+
+pub use start::StartError;
 use watch::Watch;
 
 /// How often it is looked at whether the machine slept, and the service manager hears that the agent lives, at the
@@ -42,6 +45,7 @@ const BEAT: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Error`] when it cannot go on. What was begun is found again at the next start.
 pub fn run(settings: Settings) -> Result<(), Error> {
+    start::check(&settings.state)?;
     let system = |what| move |source| Error::System { what, source };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -298,9 +302,17 @@ impl Shell {
 
     /// Every broker was tried in vain while a deployment waits for its confirmation.
     fn unreachable(&mut self, id: DeploymentId, verdict: OutageVerdict) {
-        let said = format!("{id} {verdict}");
-        if self.unreachable.is_news(&said) {
-            tracing::warn!(%id, "no broker can be reached: {verdict}");
+        if !self.unreachable.is_news(&format!("{id} {verdict}")) {
+            return;
+        }
+        tracing::warn!(%id, "no broker can be reached: {verdict}");
+        let Some(job) = self.open_jobs.get(&id) else {
+            return;
+        };
+        if verdict == OutageVerdict::Outage
+            && let Err(error) = report_outage(job, &verdict.to_string())
+        {
+            tracing::error!(%id, %error, "cannot tell the activator that the broker is away");
         }
     }
 
@@ -403,6 +415,17 @@ fn for_core(facts: nix::Facts) -> Facts {
         profile,
         booted,
     }
+}
+
+/// Tells the activator that the broker is away, and not this machine.
+fn report_outage(job: &Job, message: &str) -> Result<(), String> {
+    let boot_id = BootId::current().map_err(|error| format!("no boot id: {error}"))?;
+    job.report_outage(&Outage {
+        nonce: job.spec().nonce.clone(),
+        boot_id,
+        message: Text::lossy(message),
+    })
+    .map_err(|error| crate::job::chain(&error))
 }
 
 /// How long a warning about the same thing is not repeated.

@@ -165,7 +165,8 @@ impl Host {
         Self::of_url(url.as_str())
     }
 
-    fn of_url(url: &str) -> Option<Self> {
+    /// The same of a URL that is not known to be one.
+    pub(crate) fn of_url(url: &str) -> Option<Self> {
         let (rest, default) = match url.split_once("://")? {
             ("https", rest) => (rest, 443),
             ("http", rest) => (rest, 80),
@@ -203,7 +204,7 @@ impl Host {
     }
 }
 
-/// What is in reach before an activation. `witnesses` are asked over the network now.
+/// What is in reach before an activation: `witnesses` are asked now.
 pub(crate) async fn look_before(brokers: Vec<Host>, witnesses: Vec<Host>) -> Known {
     let mut known = Known {
         brokers: all_addresses(&brokers).await.unwrap_or_default(),

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::before::Before;
+use super::caches::machines_caches;
 use super::outage::{Host, Known, judge, look_before, look_now};
 use super::{Broker, BrokerEvent, Survey};
 use crate::mqtt::{Payload, Receipt, jittered};
@@ -78,8 +79,8 @@ fn nonce() -> String {
 }
 
 impl Broker {
-    /// Learns what is in reach before the deployment `id` is activated: the brokers, and the binary `caches` as
-    /// witnesses that the network is there.
+    /// Learns what is in reach before the deployment `id` is activated: the brokers, and the deployment's
+    /// `caches` and the machine's own as witnesses that the network is there.
     pub(in crate::runtime) fn prepare(&mut self, id: DeploymentId, caches: &[SubstituterUrl]) {
         self.before = Some(Before {
             id,
@@ -89,12 +90,14 @@ impl Broker {
         });
         self.save_before();
         self.probe_echo();
-        let witnesses: Vec<_> = caches.iter().filter_map(Host::of_cache).collect();
+        let mut witnesses: Vec<_> = caches.iter().filter_map(Host::of_cache).collect();
         let brokers = self.hosts();
         // What is under way is about another deployment, and ends here.
         self.surveys = JoinSet::new();
-        self.surveys
-            .spawn(async move { Survey::Known(id, look_before(brokers, witnesses).await) });
+        self.surveys.spawn(async move {
+            witnesses.extend(machines_caches().await);
+            Survey::Known(id, look_before(brokers, witnesses).await)
+        });
     }
 
     fn hosts(&self) -> Vec<Host> {

@@ -14,6 +14,8 @@ use uuid::Uuid;
 
 use super::*;
 
+mod trouble;
+
 const LIMIT: Duration = Duration::from_secs(20);
 const MAX_PACKET: usize = 64 * 1024;
 
@@ -32,6 +34,12 @@ struct Peer {
 impl Server {
     /// A server, and an agent that connects to it.
     async fn new() -> (Self, Broker) {
+        let (server, settings) = Self::with_settings().await;
+        (server, Broker::new(settings))
+    }
+
+    /// A server, and the settings of an agent that connects to it.
+    async fn with_settings() -> (Self, Settings) {
         let fleet = FleetName::new("prod").unwrap();
         let authority = Authority::create(&fleet, days(2)).unwrap();
         let issue = |role, name: &str, host: &[&str]| -> Issued {
@@ -59,7 +67,7 @@ impl Server {
             keepalive: Duration::from_secs(45),
         };
         let tls = TlsAcceptor::from(server.server().unwrap().config());
-        (Self { listener, tls }, Broker::new(settings))
+        (Self { listener, tls }, settings)
     }
 
     /// Accepts the next connection up to its CONNACK.
