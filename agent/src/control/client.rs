@@ -1,10 +1,12 @@
-//! The command line's end of the socket. It blocks: a command has nothing else to do.
+//! The command line's end of the socket.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use super::protocol::{ANSWER_LEN, Answer, Ask, Request};
 use super::socket_path;
@@ -71,8 +73,9 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]
-    pub fn ask(&self, ask: Ask) -> Result<Answer, ClientError> {
-        self.converse(ask)?.next()?.ok_or_else(|| {
+    pub async fn ask(&self, ask: Ask) -> Result<Answer, ClientError> {
+        let mut conversation = self.converse(ask).await?;
+        conversation.next().await?.ok_or_else(|| {
             let path = socket_path(&self.state);
             ClientError::Gone { path }
         })
@@ -82,9 +85,10 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]
-    pub fn converse(&self, ask: Ask) -> Result<Conversation, ClientError> {
+    pub async fn converse(&self, ask: Ask) -> Result<Conversation, ClientError> {
         let path = socket_path(&self.state);
-        let mut stream = UnixStream::connect(&path).map_err(|source| match source.kind() {
+        let stream = UnixStream::connect(&path).await;
+        let stream = stream.map_err(|source| match source.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ClientError::NoAgent {
                 state: self.state.clone(),
             },
@@ -97,22 +101,31 @@ impl Client {
         let mut line =
             serde_json::to_vec(&Request::from(ask)).expect("plain data always has a JSON form");
         line.push(b'\n');
-        let failed = |source| ClientError::Io {
-            path: path.clone(),
-            source,
-        };
-        stream.set_write_timeout(Some(ANSWER)).map_err(failed)?;
-        stream.set_read_timeout(Some(ANSWER)).map_err(failed)?;
-        match stream.write_all(&line) {
+        let mut reader = BufReader::new(stream);
+        match within(ANSWER, reader.get_mut().write_all(&line)).await {
             // It ends: there will be no answer.
-            Err(error) if is_gone(&error) => return Err(ClientError::Gone { path }),
-            written => written.map_err(failed)?,
+            Err(error) if is_gone(&error) => Err(ClientError::Gone { path }),
+            Err(source) => Err(ClientError::Io { path, source }),
+            Ok(()) => Ok(Conversation {
+                path,
+                reader,
+                line: Vec::new(),
+                is_begun: false,
+            }),
         }
-        Ok(Conversation {
-            path,
-            reader: BufReader::new(stream),
-            is_begun: false,
-        })
+    }
+}
+
+async fn within<T>(
+    patience: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    match timeout(patience, work).await {
+        Ok(done) => done,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("it does not answer within {} s", patience.as_secs()),
+        )),
     }
 }
 
@@ -128,40 +141,45 @@ fn is_gone(error: &io::Error) -> bool {
 pub struct Conversation {
     path: Utf8PathBuf,
     reader: BufReader<UnixStream>,
+    /// What has come of the next answer.
+    line: Vec<u8>,
     is_begun: bool,
 }
 
 impl Conversation {
     /// The next answer; none when the agent has ended the connection. Waits for as long as it takes once
-    /// something was begun.
+    /// something was begun. Can be dropped and called again.
     ///
     /// # Errors
     /// [`ClientError`]; a refusal is one as well.
-    pub fn next(&mut self) -> Result<Option<Answer>, ClientError> {
+    pub async fn next(&mut self) -> Result<Option<Answer>, ClientError> {
         let path = || self.path.clone();
-        let mut line = Vec::new();
-        let limit = u64::try_from(ANSWER_LEN).unwrap_or(u64::MAX);
-        match (&mut self.reader).take(limit).read_until(b'\n', &mut line) {
+        let room = u64::try_from(ANSWER_LEN - self.line.len()).unwrap_or(u64::MAX);
+        let mut limited = (&mut self.reader).take(room);
+        let read = limited.read_until(b'\n', &mut self.line);
+        let read = if self.is_begun {
+            read.await
+        } else {
+            within(ANSWER, read).await
+        };
+        match read {
             Ok(_) => {}
             Err(error) if is_gone(&error) => return Ok(None),
             Err(source) => return Err(ClientError::Io { path: path(), source }),
         }
-        if !line.ends_with(b"\n") {
+        if !self.line.ends_with(b"\n") {
             // Cut short: it died while it wrote.
-            return match line.len() {
+            return match self.line.len() {
                 ANSWER_LEN => Err(ClientError::Malformed { path: path() }),
                 _ => Ok(None),
             };
         }
-        let answer: Answer = serde_json::from_slice(&line)
+        let answer: Answer = serde_json::from_slice(&self.line)
             .map_err(|_| ClientError::Malformed { path: path() })?;
+        self.line.clear();
         match answer {
             Answer::Refused { message } => return Err(ClientError::Refused(message.to_string())),
-            Answer::Begun { .. } if !self.is_begun => {
-                self.is_begun = true;
-                let patient = self.reader.get_ref().set_read_timeout(None);
-                patient.map_err(|source| ClientError::Io { path: path(), source })?;
-            }
+            Answer::Begun { .. } => self.is_begun = true,
             _ => {}
         }
         Ok(Some(answer))

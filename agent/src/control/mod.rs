@@ -5,6 +5,7 @@
 
 mod client;
 mod desk;
+mod identity;
 pub mod protocol;
 mod server;
 
@@ -12,6 +13,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 
 pub use client::{Client, ClientError, Conversation};
 pub use desk::Desk;
+pub use identity::{recall, remember};
 pub use protocol::{Answer, Ask, Connection, Request};
 pub use server::{Asked, Control, Reply};
 
