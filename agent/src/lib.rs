@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`runtime`] | the loop: inputs to the core, its effects to the world |
+//! | [`control`] | the socket that the command line asks the running agent over |
 //! | [`mqtt`] | one connection to the broker at a time, and when to try the next |
 //! | [`ledger`] | the core's ledger on disk |
 //! | [`job`] | the directory that agent and activator share |
@@ -12,6 +13,7 @@
 pub mod activator;
 pub mod cli;
 pub mod config;
+pub mod control;
 mod error;
 pub mod job;
 pub mod ledger;

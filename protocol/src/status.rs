@@ -279,6 +279,9 @@ pub struct Status {
     /// Its sequence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sequence: Option<u64>,
+    /// Whether somebody at the machine ordered it: it has an id, but no place among the deployments.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
     /// The epoch of the highest order that this machine has verified.
     #[serde(default)]
     pub floor_epoch: u32,
@@ -421,7 +424,10 @@ impl Status {
         let derived = [
             ("schema", SCHEMA.into()),
             ("state_code", self.state.code().into()),
-            ("needs_reboot", (!self.reboot_reasons.is_empty()).into()),
+            (
+                "needs_reboot",
+                (self.state == State::Staged || !self.reboot_reasons.is_empty()).into(),
+            ),
             ("updated_at", self.ts.to_string().into()),
         ];
         let json = write(self, &derived);
@@ -475,10 +481,13 @@ impl Status {
 pub struct HistoryEntry {
     /// Which one.
     pub id: DeploymentId,
-    /// Its epoch.
+    /// Its epoch; of a local one that of the newest deployment that the machine had seen then.
     pub epoch: u32,
-    /// Its sequence.
+    /// Its sequence, likewise.
     pub sequence: u64,
+    /// Whether somebody at the machine ordered it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
     /// How it ended.
     pub state: State,
     /// Why it did not end well.

@@ -2,10 +2,12 @@
 
 use hoist_protocol::{
     CacheKey, ClosureDigest, DeploymentId, History, Kind, Order, Status, StorePath, SubstituterUrl,
-    Target,
+    Target, Text,
 };
 
+use crate::input::Origin;
 use crate::ledger::Ledger;
+use crate::local::LocalDone;
 
 /// What Nix has to fetch.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -31,6 +33,8 @@ pub struct FetchOrder {
 pub struct JobOrder {
     /// Which deployment it is.
     pub order: Order,
+    /// Who ordered it: what somebody at the machine did is confirmed by its health checks alone.
+    pub origin: Origin,
     /// The closure, in the store by now.
     pub path: StorePath,
     /// How it gets there, as it was signed.
@@ -59,6 +63,13 @@ pub enum Effect {
     Confirm(DeploymentId),
     /// Remove the job directory and the garbage collector roots of a deployment that has ended.
     Forget(DeploymentId),
+    /// Answer somebody at the machine. What the answer says is durable.
+    Answer {
+        /// The number of the order.
+        request: u64,
+        /// What was done, or why nothing was.
+        result: Result<LocalDone, Text<1024>>,
+    },
     /// Publish the status. Lost when there is no connection: at the next one it is published anew.
     Report(Box<Status>),
     /// Publish the history. When the broker has acknowledged it:

@@ -3,26 +3,53 @@
 use std::time::Duration;
 
 use hoist_protocol::{
-    DeploymentId, Order, Reason, State, StorePath, Text, Timestamp, VerifiedDeployment, VerifyError,
+    Changes, DeploymentId, FetchProgress, Kind, Order, Reason, RebootReason, State, StorePath,
+    Target, Text, Timestamp, VerifiedDeployment, VerifyError,
 };
+use serde::{Deserialize, Serialize};
 
-/// What the machine's own links say at a moment.
+use crate::local::LocalOrder;
+
+/// What the machine's own links say at a moment: facts that can differ.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Facts {
-    /// What runs.
+    /// What runs; of a plain profile, what it names.
     pub current: Option<StorePath>,
-    /// What the profile names, and so what the next boot brings.
+    /// What the profile names.
     pub profile: Option<StorePath>,
+    /// What the next boot brings; none where there is no boot loader, or where it cannot be read.
+    pub boot_default: Option<StorePath>,
     /// What the machine was booted with, on NixOS.
     pub booted: Option<StorePath>,
+    /// What of the running system takes effect at the next boot only.
+    pub reboot_reasons: Vec<RebootReason>,
 }
 
 impl Facts {
-    /// Whether `path` both runs and is what the profile names: there is nothing left to do for it.
+    /// Whether `path` runs, is what the profile names and what the next boot brings: there is nothing left
+    /// to do for it. A boot default that is not known counts as the same.
     #[must_use]
     pub fn are_all(&self, path: &StorePath) -> bool {
-        self.current.as_ref() == Some(path) && self.profile.as_ref() == Some(path)
+        let is = |fact: &Option<StorePath>| fact.as_ref() == Some(path);
+        is(&self.current)
+            && is(&self.profile)
+            && (self.boot_default.is_none() || is(&self.boot_default))
     }
+}
+
+/// Which run of the machine's kernel it is: another one after every boot.
+pub type BootId = Text<64>;
+
+/// Who ordered something.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A deployment that the trusted keys signed.
+    #[default]
+    Publisher,
+    /// Somebody at the machine: confirmed by the health checks alone, and no reason to refuse what publishers
+    /// ordered before.
+    Local,
 }
 
 /// When an input came, and how the machine was then.
@@ -54,6 +81,12 @@ pub struct Offer {
 pub struct Realised {
     /// Its size with everything it needs, in bytes, where Nix could tell.
     pub closure_size: Option<u64>,
+    /// What it is: the kind that `auto` stands for, where that was found out.
+    pub kind: Option<Kind>,
+    /// How much had to be fetched.
+    pub fetched: FetchProgress,
+    /// What it changes against what runs, where Nix could tell.
+    pub changes: Option<Changes>,
     /// The facts of the closure's kind on this machine.
     pub facts: Facts,
 }
@@ -91,6 +124,10 @@ pub struct JobEnd {
     pub reason: Option<Reason>,
     /// The same for people.
     pub message: Text<1024>,
+    /// How it was activated: the kind that `auto` stood for, once that was found out.
+    pub kind: Option<Kind>,
+    /// The boot in which it ended: what was staged takes effect in another one.
+    pub boot_id: Option<BootId>,
     /// What ran before it.
     pub previous: Option<StorePath>,
     /// How many lines it logged.
@@ -104,8 +141,12 @@ pub struct JobEnd {
 pub struct FoundJob {
     /// Which deployment it carries out.
     pub order: Order,
+    /// Who ordered it.
+    pub origin: Origin,
     /// Its closure.
     pub path: StorePath,
+    /// How it gets there.
+    pub target: Target,
     /// How far it is; none before the activator has begun.
     pub phase: Option<JobPhase>,
     /// Whether its activator lives.
@@ -138,8 +179,8 @@ pub enum Input {
     FetchProgress {
         /// Which fetch.
         id: DeploymentId,
-        /// Percent of what has to be fetched.
-        percent: u8,
+        /// How far.
+        progress: FetchProgress,
     },
     /// Nix is done.
     Fetched {
@@ -182,6 +223,8 @@ pub enum Input {
         /// Which deployment it was tried for.
         id: DeploymentId,
     },
+    /// Somebody at the machine wants something; answered by [`Effect::Answer`](crate::Effect::Answer).
+    Local(LocalOrder),
     /// The time that [`Agent::wake_at`](crate::Agent::wake_at) named has come.
     Tick,
 }

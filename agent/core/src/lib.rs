@@ -14,9 +14,15 @@ mod agent;
 mod effect;
 mod input;
 mod ledger;
+mod local;
 mod report;
 
 pub use agent::{Agent, Config};
 pub use effect::{Effect, FetchOrder, JobOrder};
-pub use input::{Facts, FetchFailure, FoundJob, Input, JobEnd, JobPhase, Moment, Offer, Realised};
-pub use ledger::{Ended, Floor, HISTORY, KNOWN, Known, LOG_TAIL, Ledger, Record, Signed, Task};
+pub use input::{
+    BootId, Facts, FetchFailure, FoundJob, Input, JobEnd, JobPhase, Moment, Offer, Origin, Realised,
+};
+pub use ledger::{
+    Ended, Floor, HISTORY, Hold, How, KNOWN, Known, LOG_TAIL, Ledger, Record, Signed, Staged, Task,
+};
+pub use local::{LocalDone, LocalOrder, LocalWhat};

@@ -1,15 +1,20 @@
 //! What the agent says of itself.
 
+use hoist_protocol::limits::WARNINGS;
 use hoist_protocol::{FORMAT, History, HistoryEntry, Order, State, Status, Text};
 
-use crate::agent::{Agent, Work};
+use crate::agent::{Agent, Wait, Work, percent};
 use crate::effect::Effect;
-use crate::input::{JobPhase, Moment};
-use crate::ledger::Ended;
+use crate::input::{JobPhase, Moment, Origin};
+use crate::ledger::{Ended, How, Task};
 
 /// A status with everything that does not depend on a deployment.
 fn blank(agent: &Agent, moment: &Moment) -> Status {
     let floor = agent.ledger.floor.as_ref().map(|floor| floor.order);
+    let hold = agent.ledger.hold.as_ref();
+    let mut warnings: Vec<_> = agent.ledger.damage.iter().cloned().collect();
+    warnings.extend(moment.warnings.iter().cloned());
+    warnings.truncate(WARNINGS);
     Status {
         agent: agent.config.machine.agent.clone(),
         fleet: agent.config.fleet().clone(),
@@ -18,6 +23,7 @@ fn blank(agent: &Agent, moment: &Moment) -> Status {
         id: None,
         epoch: None,
         sequence: None,
+        local: false,
         floor_epoch: floor.map_or(0, |order| order.epoch),
         floor: floor.map_or(0, |order| order.sequence),
         reason: None,
@@ -27,18 +33,18 @@ fn blank(agent: &Agent, moment: &Moment) -> Status {
         previous_path: None,
         current_path: moment.facts.current.clone(),
         profile_path: moment.facts.profile.clone(),
-        boot_default_path: None,
+        boot_default_path: moment.facts.boot_default.clone(),
         booted_path: moment.facts.booted.clone(),
-        reboot_reasons: Vec::new(),
+        reboot_reasons: moment.facts.reboot_reasons.clone(),
         kind: None,
         action: None,
         attempts: 0,
         closure_size: None,
         fetch: None,
         changes: None,
-        held: false,
-        held_until: None,
-        warnings: moment.warnings.clone(),
+        held: hold.is_some(),
+        held_until: hold.and_then(|hold| hold.until),
+        warnings,
         tags: agent.config.tags.clone(),
         log_lines: None,
         log_tail: Vec::new(),
@@ -51,64 +57,117 @@ fn blank(agent: &Agent, moment: &Moment) -> Status {
     }
 }
 
-/// A status about the deployment with this order.
-fn about(agent: &Agent, moment: &Moment, order: Order) -> Status {
+/// A status about the deployment with this order. What was ordered at the machine has no place among them.
+fn about(agent: &Agent, moment: &Moment, order: Order, origin: Origin) -> Status {
+    let signed = origin == Origin::Publisher;
     Status {
         id: Some(order.id),
-        epoch: Some(order.epoch),
-        sequence: Some(order.sequence),
+        epoch: signed.then_some(order.epoch),
+        sequence: signed.then_some(order.sequence),
+        local: !signed,
         ..blank(agent, moment)
     }
 }
 
-/// What is under way, or else the newest that has ended.
+fn about_task(agent: &Agent, moment: &Moment, task: &Task) -> Status {
+    Status {
+        path: task.path.clone(),
+        attempts: task.attempts,
+        kind: kind(task.how.as_ref()),
+        action: task.action,
+        closure_size: task.closure_size,
+        fetch: task.fetch,
+        changes: task.changes.clone(),
+        ..about(agent, moment, task.order, task.origin)
+    }
+}
+
+fn kind(how: Option<&How>) -> Option<Text<16>> {
+    how.map(|how| Text::lossy(how.kind.as_str()))
+}
+
+/// What is under way, or what waits, or else the newest that has ended.
 pub(crate) fn status(agent: &Agent, moment: &Moment) -> Status {
     let Some(task) = &agent.ledger.current else {
-        return match &agent.ledger.last {
-            Some(last) => ended(agent, moment, last),
-            None => blank(agent, moment),
+        return match (&agent.ledger.next, &agent.ledger.last) {
+            (Some(_), _) => waiting(agent, moment),
+            (None, Some(last)) => ended(agent, moment, last),
+            (None, None) => blank(agent, moment),
         };
     };
-    let (state, progress, message) = match &agent.work {
-        Work::Fetching(fetching) => (State::Fetching, fetching.percent, fetching.message.clone()),
-        Work::Activating(activating) => {
-            let state = match activating.phase {
+    let about = about_task(agent, moment, task);
+    match &agent.work {
+        Work::Fetching(fetching) => Status {
+            state: State::Fetching,
+            progress: fetching.progress.and_then(percent),
+            fetch: fetching.progress,
+            message: fetching.message.clone(),
+            ..about
+        },
+        Work::Activating(activating) => Status {
+            state: match activating.phase {
                 JobPhase::Activating => State::Activating,
                 JobPhase::Checking | JobPhase::Confirming | JobPhase::Committing => {
                     State::Confirming
                 }
                 JobPhase::RollingBack => State::RollingBack,
-            };
-            (state, None, activating.message.clone())
-        }
-        Work::Idle => (State::Waiting, None, Text::default()),
-    };
-    Status {
-        state,
-        progress,
-        message,
-        path: task.path.clone(),
-        attempts: task.attempts,
-        closure_size: task.closure_size,
-        ..about(agent, moment, task.order)
+            },
+            message: activating.message.clone(),
+            ..about
+        },
+        Work::Idle => Status {
+            state: State::Waiting,
+            ..about
+        },
     }
 }
 
-/// A newer deployment waits for the end of the current one.
-pub(crate) fn waiting(agent: &Agent, moment: &Moment, order: Order) -> Status {
+/// The newest deployment waits, for the end of the current one or for something else.
+pub(crate) fn waiting(agent: &Agent, moment: &Moment) -> Status {
+    let Some(task) = &agent.ledger.next else {
+        return blank(agent, moment);
+    };
     let current = agent.ledger.current.as_ref().map(|task| task.order.id);
-    let message = current
-        .map(|id| format!("begins when {id} has ended"))
-        .unwrap_or_default();
+    let (state, message) = match (agent.wait(moment.now), current) {
+        (Some(Wait::HeldHere), _) => {
+            let hold = agent.ledger.hold.as_ref();
+            let until = hold.and_then(|hold| hold.until);
+            let reason = hold
+                .map(|hold| &hold.reason)
+                .filter(|reason| !reason.is_empty());
+            let until = until.map_or("it is released".to_owned(), |until| until.to_string());
+            let reason = reason
+                .map(|reason| format!(": {reason}"))
+                .unwrap_or_default();
+            (
+                State::Held,
+                format!("held at the machine until {until}{reason}"),
+            )
+        }
+        (Some(Wait::HeldFromAfar), _) => (
+            State::Held,
+            "the deployment holds the machine: a newer one releases it".to_owned(),
+        ),
+        (Some(Wait::Spread(begins)), _) => (
+            State::Waiting,
+            format!("begins at {begins}: the fleet does not begin at once"),
+        ),
+        (None, Some(id)) => (State::Waiting, format!("begins when {id} has ended")),
+        (None, None) => (State::Waiting, String::new()),
+    };
     Status {
-        state: State::Waiting,
+        state,
         message: Text::lossy(&message),
-        ..about(agent, moment, order)
+        ..about_task(agent, moment, task)
     }
 }
 
 /// How a deployment ended.
 pub(crate) fn ended(agent: &Agent, moment: &Moment, ended: &Ended) -> Status {
+    let origin = match ended.entry.local {
+        true => Origin::Local,
+        false => Origin::Publisher,
+    };
     let HistoryEntry {
         state,
         reason,
@@ -125,9 +184,13 @@ pub(crate) fn ended(agent: &Agent, moment: &Moment, ended: &Ended) -> Status {
         closure_size,
         message: ended.message.clone(),
         attempts: ended.attempts,
+        kind: kind(ended.how.as_ref()),
+        action: ended.action,
+        fetch: ended.fetch,
+        changes: ended.changes.clone(),
         log_lines: ended.log_lines,
         log_tail: ended.log_tail.clone(),
-        ..about(agent, moment, ended.order())
+        ..about(agent, moment, ended.order(), origin)
     }
 }
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use hoist_agent_core::{
     Agent, Config, Effect, Facts, FetchFailure, FoundJob, HISTORY, Input, JobEnd, JobPhase, KNOWN,
-    Ledger, Moment, Offer, Realised,
+    Ledger, Moment, Offer, Origin, Realised,
 };
 use hoist_protocol::limits::SEQUENCE_AHEAD_MS;
 use hoist_protocol::{
-    AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, KeyName, Machine, Order,
-    Provenance, Reason, RollbackTo, SigningKey, State, Status, StorePath, System, Target, Text,
-    Timestamp, TrustedKeys, digest, sign,
+    AgentName, Deployment, DeploymentId, DeploymentParts, FetchProgress, FleetName, Goal, KeyName,
+    Machine, Order, Provenance, Reason, RollbackTo, SigningKey, State, Status, StorePath, System,
+    Target, Text, Timestamp, TrustedKeys, digest, sign,
 };
 use uuid::Uuid;
 
@@ -101,6 +101,7 @@ impl TestAgent {
             version: Text::lossy("0.1.0"),
             session: Text::lossy("test"),
             tags: Vec::new(),
+            boot_id: Text::lossy("boot-1"),
         };
         let moment = Moment {
             now: Timestamp::from_ms(NOW + HOUR),
@@ -131,6 +132,9 @@ impl TestAgent {
     fn fetched(&mut self, n: u64) -> Vec<Effect> {
         let result = Ok(Realised {
             closure_size: Some(7),
+            kind: None,
+            fetched: FetchProgress::default(),
+            changes: None,
             facts: self.moment.facts.clone(),
         });
         self.input(Input::Fetched { id: id(n), result })
@@ -168,7 +172,7 @@ fn running(name: &str) -> Facts {
     Facts {
         current: Some(path(name)),
         profile: Some(path(name)),
-        booted: None,
+        ..Facts::default()
     }
 }
 
@@ -177,6 +181,8 @@ fn end(state: State) -> JobEnd {
         state,
         reason: None,
         message: Text::default(),
+        kind: None,
+        boot_id: Some(Text::lossy("boot-1")),
         previous: Some(path("v0")),
         log_lines: 2,
         log_tail: vec![Text::lossy("a line")],
@@ -194,6 +200,7 @@ fn deeds(effects: &[Effect]) -> Vec<&'static str> {
         Effect::ReachBroker(_) => "reach broker",
         Effect::Confirm(_) => "confirm",
         Effect::Forget(_) => "forget",
+        Effect::Answer { .. } => "answer",
         Effect::Report(_) | Effect::ReportHistory { .. } => "",
     });
     names.filter(|name| !name.is_empty()).collect()
@@ -481,9 +488,16 @@ fn progress_is_reported_once_a_second_at_most() {
     let mut reports = 0;
     for n in 0..50 {
         agent.moment.uptime = Duration::from_millis(n * 100);
-        let percent = u8::try_from(n).unwrap();
+        let progress = FetchProgress {
+            fetched_bytes: n,
+            fetch_bytes: 100,
+            ..FetchProgress::default()
+        };
         reports += agent
-            .input(Input::FetchProgress { id: id(1), percent })
+            .input(Input::FetchProgress {
+                id: id(1),
+                progress,
+            })
             .len();
     }
     assert_eq!(reports, 4);
@@ -528,7 +542,9 @@ fn a_key_that_was_withdrawn_while_the_agent_was_down_counts_no_more() {
 fn found(n: u64, phase: Option<JobPhase>, alive: bool) -> FoundJob {
     FoundJob {
         order: order(n),
+        origin: Origin::Publisher,
         path: path(&format!("v{n}")),
+        target: parts(n).target,
         phase,
         alive,
         end: None,

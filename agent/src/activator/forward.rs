@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use hoist_agent_core::Facts;
 use hoist_protocol::{Reason, StorePath, System};
 
 use super::Activator;
@@ -9,7 +10,7 @@ use super::failure::{Failure, meaning, shown};
 use super::program::{End, Program};
 use super::system::{self, BOOT_LIMIT, Switch};
 use crate::job::{Before, Phase, Record, chain};
-use crate::nix::{Facts, Generation};
+use crate::nix::{self, Generation};
 
 /// How often it is looked for the confirmation.
 const POLL: Duration = Duration::from_millis(10);
@@ -279,9 +280,9 @@ impl Activator {
     /// What runs and what the profile names, as far as the job is about it.
     pub(super) fn facts(&self, before: &Before) -> Result<Facts, Failure> {
         if before.nixos {
-            Facts::of_nixos()
+            nix::facts_of_nixos()
         } else {
-            Facts::of_profile(&before.profile)
+            nix::facts_of_profile(&before.profile)
         }
         .map_err(|error| Failure::internal("cannot find out what runs", &error))
     }

@@ -19,12 +19,13 @@ mod system;
 use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
+use hoist_agent_core::Facts;
 use hoist_protocol::{DeploymentId, Reason, State, StorePath, Text};
 
 use crate::job::{
     Before, BootId, Job, JobError, JobLock, JobResult, Journal, LogWriter, Phase, Record,
 };
-use crate::nix::{self, Facts};
+use crate::nix;
 use failure::Failure;
 use program::{End, Gated, Program};
 use system::Switch;

@@ -7,7 +7,7 @@ use hoist_protocol::{Kind, Reason};
 
 use super::failure::Failure;
 use crate::job::{Before, Job};
-use crate::nix::{self, Facts, Generation, SYSTEM_PROFILE};
+use crate::nix::{self, Generation, SYSTEM_PROFILE};
 
 /// Markers of closures that are activated in ways this version does not know.
 const FOREIGN: &[(&str, &str)] = &[
@@ -36,9 +36,9 @@ pub(super) fn prepare(job: &Job) -> Result<Before, Failure> {
     };
     let unreadable = |error| Failure::internal("cannot find out what runs", &error);
     let facts = if nixos {
-        Facts::of_nixos()
+        nix::facts_of_nixos()
     } else {
-        Facts::of_profile(&profile)
+        nix::facts_of_profile(&profile)
     }
     .map_err(unreadable)?;
     let named = Generation::of(&profile).map_err(unreadable)?;

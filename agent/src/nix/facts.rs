@@ -3,6 +3,7 @@
 use std::io;
 
 use camino::Utf8Path;
+use hoist_agent_core::Facts;
 use hoist_protocol::StorePath;
 use serde::{Deserialize, Serialize};
 
@@ -17,42 +18,31 @@ pub const CURRENT_SYSTEM: &str = "/run/current-system";
 /// What a NixOS system was booted with.
 pub const BOOTED_SYSTEM: &str = "/run/booted-system";
 
-/// What a machine runs.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Facts {
-    /// What runs; for a plain profile, what it names.
-    pub current: Option<StorePath>,
-    /// What the profile names.
-    pub profile: Option<StorePath>,
-    /// What was booted; none on a machine that is no NixOS system.
-    pub booted: Option<StorePath>,
+/// Of a NixOS system.
+///
+/// # Errors
+/// A link cannot be read.
+pub fn facts_of_nixos() -> io::Result<Facts> {
+    Ok(Facts {
+        current: store_path_behind(CURRENT_SYSTEM.into())?,
+        profile: store_path_behind(SYSTEM_PROFILE.into())?,
+        booted: store_path_behind(BOOTED_SYSTEM.into())?,
+        ..Facts::default()
+    })
 }
 
-impl Facts {
-    /// Of a NixOS system.
-    ///
-    /// # Errors
-    /// A link cannot be read.
-    pub fn of_nixos() -> io::Result<Self> {
-        Ok(Self {
-            current: store_path_behind(CURRENT_SYSTEM.into())?,
-            profile: store_path_behind(SYSTEM_PROFILE.into())?,
-            booted: store_path_behind(BOOTED_SYSTEM.into())?,
-        })
-    }
-
-    /// Of a plain profile.
-    ///
-    /// # Errors
-    /// A link cannot be read.
-    pub fn of_profile(profile: &Utf8Path) -> io::Result<Self> {
-        let named = store_path_behind(profile)?;
-        Ok(Self {
-            current: named.clone(),
-            profile: named,
-            booted: store_path_behind(BOOTED_SYSTEM.into())?,
-        })
-    }
+/// Of a plain profile.
+///
+/// # Errors
+/// A link cannot be read.
+pub fn facts_of_profile(profile: &Utf8Path) -> io::Result<Facts> {
+    let named = store_path_behind(profile)?;
+    Ok(Facts {
+        current: named.clone(),
+        profile: named,
+        booted: store_path_behind(BOOTED_SYSTEM.into())?,
+        ..Facts::default()
+    })
 }
 
 /// The facts for a status report: those of the NixOS system where there is one, otherwise those of the
@@ -61,11 +51,11 @@ impl Facts {
 /// # Errors
 /// A link cannot be read.
 pub fn facts(profile: &Utf8Path) -> io::Result<Facts> {
-    let nixos = Facts::of_nixos()?;
+    let nixos = facts_of_nixos()?;
     if nixos.current.is_some() {
         Ok(nixos)
     } else {
-        Facts::of_profile(profile)
+        facts_of_profile(profile)
     }
 }
 

@@ -13,7 +13,9 @@ mod store;
 use std::ffi::OsString;
 
 pub(crate) use facts::Generation;
-pub use facts::{BOOTED_SYSTEM, CURRENT_SYSTEM, Facts, SYSTEM_PROFILE, facts};
+pub use facts::{
+    BOOTED_SYSTEM, CURRENT_SYSTEM, SYSTEM_PROFILE, facts, facts_of_nixos, facts_of_profile,
+};
 pub use fetch_error::FetchError;
 pub use progress::{FetchEvent, FetchProgress};
 pub use realise::{RealiseRequest, Realised, realise};

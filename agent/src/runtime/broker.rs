@@ -2,6 +2,7 @@
 
 mod before;
 mod caches;
+mod connection;
 mod outage;
 mod reach;
 mod warnings;

@@ -1,6 +1,6 @@
 //! What the core decided, done.
 
-use hoist_agent_core::{Effect, Input, JobOrder};
+use hoist_agent_core::{Effect, Input, JobOrder, Origin};
 use hoist_protocol::{Channel, DeploymentId, History, Status, Text};
 
 use crate::error::Error;
@@ -10,6 +10,10 @@ use crate::nix;
 
 use super::fetch::Fetch;
 use super::{Shell, Watch};
+
+/// How many closures that ran are kept from the garbage collector, the running one among them: what a rollback
+/// most likely asks for.
+const RETENTION: usize = 3;
 
 impl Shell {
     /// Carries out one effect. What fails becomes an input.
@@ -40,6 +44,7 @@ impl Shell {
             Effect::ReachBroker(id) => self.broker.reach(id).await,
             Effect::Confirm(id) => self.confirm(id).await,
             Effect::Forget(id) => self.forget(id),
+            Effect::Answer { request, result } => self.answer(request, result),
             Effect::Report(status) => self.report(&status),
             Effect::ReportHistory {
                 history,
@@ -70,6 +75,7 @@ impl Shell {
     fn new_job(&self, order: JobOrder) -> Result<Job, String> {
         let JobOrder {
             order,
+            origin,
             path,
             target,
         } = order;
@@ -85,7 +91,10 @@ impl Shell {
             boot_id,
             closure: path,
             target,
-            confirm: ConfirmBy::Broker,
+            confirm: match origin {
+                Origin::Publisher => ConfirmBy::Broker,
+                Origin::Local => ConfirmBy::HealthChecks,
+            },
             profile: self.settings.profile.clone(),
             agent,
         };
@@ -137,14 +146,14 @@ impl Shell {
             // It is found at the next start, and removed then.
             tracing::warn!(%id, error = %crate::job::chain(&error), "cannot remove a job");
         }
-        let current = self.agent.ledger().current.as_ref();
-        let keep: Vec<_> = current.map(|task| task.order.id).into_iter().collect();
+        let keep = self.agent.ledger().kept(RETENTION);
         if let Err(error) = nix::release_roots(&self.roots(), &keep) {
             tracing::warn!(%id, %error, "cannot release what was kept from the garbage collector");
         }
     }
 
     fn report(&mut self, status: &Status) {
+        self.tell_followers(status);
         let said = format!("{:?} {} {:?}", status.id, status.state, status.message);
         if self.said.is_news(&said) {
             tracing::info!(

@@ -1,8 +1,8 @@
 //! A fetch in the background.
 
 use camino::{Utf8Path, Utf8PathBuf};
-use hoist_agent_core::{FetchFailure, FetchOrder, Input, Realised};
-use hoist_protocol::{DeploymentId, Kind, Reason, StorePath, Text};
+use hoist_agent_core::{Facts, FetchFailure, FetchOrder, Input, Realised};
+use hoist_protocol::{DeploymentId, FetchProgress, Kind, Reason, StorePath, Text};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -10,8 +10,8 @@ use crate::nix::{self, FetchError, FetchEvent, RealiseRequest};
 
 /// What a fetch tells.
 pub(super) enum FetchNews {
-    /// It got further, to so many percent.
-    Progress(DeploymentId, u8),
+    /// It got further.
+    Progress(DeploymentId, FetchProgress),
     /// It is done, or has failed.
     Done(Box<FetchOrder>, Result<nix::Realised, FetchError>),
 }
@@ -20,7 +20,7 @@ impl FetchNews {
     /// What the core wants to know of it.
     pub(super) fn into_input(self, profile: &Utf8Path) -> Option<Input> {
         Some(match self {
-            Self::Progress(id, percent) => Input::FetchProgress { id, percent },
+            Self::Progress(id, progress) => Input::FetchProgress { id, progress },
             Self::Done(order, result) => Input::Fetched {
                 id: order.id,
                 result: result.map_err(failure).and_then(|realised| {
@@ -30,7 +30,10 @@ impl FetchNews {
                     })?;
                     Ok(Realised {
                         closure_size: realised.closure_size,
-                        facts: super::for_core(facts),
+                        kind: None,
+                        fetched: FetchProgress::default(),
+                        changes: None,
+                        facts,
                     })
                 }),
             },
@@ -46,16 +49,16 @@ fn failure(error: FetchError) -> FetchFailure {
 }
 
 /// The facts that say whether there is anything left to do for this closure, by its kind.
-fn facts(order: &FetchOrder, profile: &Utf8Path) -> std::io::Result<nix::Facts> {
+fn facts(order: &FetchOrder, profile: &Utf8Path) -> std::io::Result<Facts> {
     let is_nixos = match order.kind {
         Kind::Nixos => true,
         Kind::Auto => is_nixos(&order.path),
         _ => false,
     };
     if is_nixos {
-        nix::Facts::of_nixos()
+        nix::facts_of_nixos()
     } else {
-        nix::Facts::of_profile(profile)
+        nix::facts_of_profile(profile)
     }
 }
 
@@ -106,20 +109,20 @@ async fn fetch(order: Box<FetchOrder>, roots: Utf8PathBuf, news: mpsc::Sender<Fe
     };
     let (events, mut told) = mpsc::channel(64);
     let progress = async {
-        let mut percent = None;
         while let Some(event) = told.recv().await {
             match event {
-                FetchEvent::Progress(progress) if progress.percent() != percent => {
-                    percent = progress.percent();
-                    if let Some(percent) = percent
-                        && news
-                            .try_send(FetchNews::Progress(order.id, percent))
-                            .is_err()
-                    {
+                FetchEvent::Progress(progress) => {
+                    let progress = FetchProgress {
+                        fetched_bytes: progress.bytes_done,
+                        fetch_bytes: progress.bytes_expected,
+                        fetched_paths: progress.paths_done,
+                        fetch_paths: progress.paths_expected,
+                    };
+                    let progress = FetchNews::Progress(order.id, progress);
+                    if news.try_send(progress).is_err() {
                         tracing::trace!("progress is told later");
                     }
                 }
-                FetchEvent::Progress(_) => {}
                 FetchEvent::Line(line) => tracing::debug!(id = %order.id, "nix: {line}"),
             }
         }

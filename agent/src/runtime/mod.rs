@@ -3,6 +3,7 @@
 //! One thread. When nothing is deployed it sleeps until the broker sends something or the status is due; the
 //! job directory is looked at only while a job is under way.
 
+mod asked;
 mod broker;
 mod clock;
 mod effects;
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Settings;
+use crate::control::{Asked, Control, Desk};
 use crate::error::Error;
 use crate::job::{BootId, Job, Jobs, Outage};
 use crate::ledger::LedgerFile;
@@ -84,6 +86,8 @@ impl Signals {
 enum Event {
     Broker(BrokerEvent),
     Fetch(FetchNews),
+    /// Somebody at the machine wants something.
+    Asked(Asked),
     /// It is time to look at the job.
     Look,
     /// It is time to say again how things are.
@@ -107,6 +111,9 @@ struct Shell {
     fetch: Option<Fetch>,
     fetch_news: (mpsc::Sender<FetchNews>, mpsc::Receiver<FetchNews>),
     broker: Broker,
+    control: Control,
+    /// Who asked, and waits for what.
+    desk: Desk,
     /// Inputs that effects gave rise to.
     inputs: VecDeque<Input>,
     /// What the log says about the deployment under way.
@@ -132,6 +139,10 @@ impl Shell {
             what: "tell Nix's name for this machine's system",
             source: std::io::Error::other(error),
         })?;
+        let boot_id = BootId::current().map_err(|source| Error::System {
+            what: "read the kernel's boot id",
+            source,
+        })?;
         let config = Config {
             machine: settings.machine.clone(),
             system,
@@ -139,11 +150,14 @@ impl Shell {
             version: Text::lossy(env!("CARGO_PKG_VERSION")),
             tags: settings.tags.clone(),
             session: Text::lossy(&format!("{:016x}", rand::random::<u64>())),
+            boot_id: Text::lossy(&boot_id.to_string()),
         };
         let agent = Agent::new(config, ledger.load()?);
         let started = Instant::now();
         Ok(Self {
             broker: Broker::new(settings.clone()),
+            control: Control::open(&settings.state),
+            desk: Desk::default(),
             refresh_at: started + jittered(settings.status_interval),
             settings,
             agent,
@@ -187,6 +201,7 @@ impl Shell {
                         self.handle(input).await?;
                     }
                 }
+                Event::Asked(asked) => self.on_asked(asked).await?,
                 Event::Look => self.look().await?,
                 Event::Refresh => {
                     self.refresh_at = Instant::now() + jittered(self.settings.status_interval);
@@ -218,6 +233,7 @@ impl Shell {
             name = self.signals.next() => Event::Stop(name),
             event = self.broker.next() => Event::Broker(event),
             Some(news) = self.fetch_news.1.recv() => Event::Fetch(news),
+            asked = self.control.next() => Event::Asked(asked),
             () = at(look_at) => Event::Look,
             () = at(wake_at) => Event::Wake,
             () = sleep_until(self.refresh_at) => Event::Refresh,
@@ -259,13 +275,13 @@ impl Shell {
     fn moment(&self) -> Moment {
         let facts = nix::facts(&self.settings.profile).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot tell what this machine runs");
-            nix::Facts::default()
+            Facts::default()
         });
         Moment {
             now: now(),
             synchronised: self.synchronised,
             uptime: self.started.elapsed(),
-            facts: for_core(facts),
+            facts,
             warnings: self.broker.warnings(),
         }
     }
@@ -377,8 +393,10 @@ impl Shell {
         let Some(watch) = &mut self.watch else {
             return Ok(());
         };
-        let (lines, input) = watch.look(self.broker.is_connected());
+        let heard = self.broker.is_connected() || self.desk.is_followed(watch.id());
+        let (lines, input) = watch.look(heard);
         for line in lines {
+            self.desk.logged(&line);
             self.broker.log(&line);
         }
         match input {
@@ -389,6 +407,7 @@ impl Shell {
 
     async fn stop(&mut self, signal: &str) {
         self.manager.stopping();
+        self.control.close();
         if self.watch.is_some() {
             tracing::info!(
                 signal,
@@ -401,19 +420,6 @@ impl Shell {
             fetch.cancel().await;
         }
         self.broker.stop().await;
-    }
-}
-
-fn for_core(facts: nix::Facts) -> Facts {
-    let nix::Facts {
-        current,
-        profile,
-        booted,
-    } = facts;
-    Facts {
-        current,
-        profile,
-        booted,
     }
 }
 

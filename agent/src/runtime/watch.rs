@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use hoist_agent_core::{FoundJob, Input, JobEnd, JobPhase};
+use hoist_agent_core::{FoundJob, Input, JobEnd, JobPhase, Origin};
 use hoist_protocol::{DeploymentId, LogLine, Text};
 use tokio::time::Instant;
 
-use crate::job::{Job, JobError, JobResult, JobView, LogCursor, Phase};
+use crate::job::{ConfirmBy, Job, JobError, JobResult, JobView, LogCursor, Phase};
 
 /// How often a job is looked at in its first seconds,
 const OFTEN: Duration = Duration::from_millis(20);
@@ -68,7 +68,12 @@ pub(super) fn unreadable(job: &Job) -> FoundJob {
     let spec = job.spec();
     FoundJob {
         order: spec.order(),
+        origin: match spec.confirm {
+            ConfirmBy::Broker => Origin::Publisher,
+            ConfirmBy::HealthChecks => Origin::Local,
+        },
         path: spec.closure.clone(),
+        target: spec.target.clone(),
         phase: None,
         alive: false,
         end: None,
@@ -247,6 +252,8 @@ fn end(result: JobResult) -> JobEnd {
         state: result.state,
         reason: result.reason,
         message: result.message,
+        kind: result.kind,
+        boot_id: result.boot_id.map(|boot| Text::lossy(&boot.to_string())),
         previous: result.previous,
         log_lines: result.log_lines,
         log_tail: result.log_tail,

@@ -7,7 +7,7 @@ use hoist_protocol::{DeploymentId, Reason, State, Text};
 use super::task::Outcome;
 use super::{Agent, Work};
 use crate::effect::Effect;
-use crate::input::{JobEnd, JobPhase, Moment};
+use crate::input::{JobEnd, JobPhase, Moment, Origin};
 
 /// The longest wait before a dead activator is started again. It never gives up: until a job has a result,
 /// nobody knows what the machine runs.
@@ -98,10 +98,18 @@ impl Agent {
             return;
         }
         activating.phase = phase;
-        if phase == JobPhase::Confirming {
+        self.reach_broker(id, phase);
+        self.report(moment);
+    }
+
+    /// Proves the way to the broker where that is what confirms the job.
+    pub(super) fn reach_broker(&mut self, id: DeploymentId, phase: JobPhase) {
+        let task = self.ledger.current.as_ref();
+        if phase == JobPhase::Confirming
+            && task.is_some_and(|task| task.origin == Origin::Publisher)
+        {
             self.effects.push(Effect::ReachBroker(id));
         }
-        self.report(moment);
     }
 
     pub(super) fn broker_reached(&mut self, id: DeploymentId) {
@@ -122,6 +130,8 @@ impl Agent {
             outcome = Outcome::new(State::Failed, Some(Reason::Internal), &message);
         }
         outcome.previous = end.previous;
+        outcome.kind = end.kind;
+        outcome.boot_id = end.boot_id;
         outcome.log = Some((end.log_lines, end.log_tail));
         self.end_current(moment, outcome);
     }

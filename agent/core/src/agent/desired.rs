@@ -2,10 +2,9 @@
 
 use hoist_protocol::{Reason, Refused, Text, VerifyError};
 
-use super::{Agent, Work};
+use super::Agent;
 use crate::admission::{Admission, admit};
-use crate::effect::Effect;
-use crate::input::{Moment, Offer};
+use crate::input::{Moment, Offer, Origin};
 use crate::ledger::{Signed, Task};
 use crate::report;
 
@@ -32,30 +31,27 @@ impl Agent {
         self.must_persist = true;
         // The floor rises before anything else is looked at: also an expired one makes the older ones old.
         self.ledger.floor = Some(floor);
+        let deployment = deployment.deployment().clone();
+        let cancels = deployment.parts().cancels;
         if let Some(waiting) = self.ledger.next.take() {
-            self.superseded(moment, waiting, order.id);
+            self.displaced(moment, waiting, order.id, cancels);
         }
-        if let Work::Fetching(_) = self.work
-            && let Some(task) = self.ledger.current.take()
-        {
-            self.work = Work::Idle;
-            self.effects.push(Effect::CancelFetch(task.order.id));
-            self.effects.push(Effect::Forget(task.order.id));
-            self.superseded(moment, task, order.id);
+        let current = self.ledger.current.as_ref();
+        let goes_on = current.is_some_and(|task| task.origin == Origin::Local)
+            && self.ledger.is_held(moment.now);
+        // What somebody at a held machine does is not for publishers to stop.
+        if !goes_on && let Some(task) = self.stop_fetching() {
+            self.displaced(moment, task, order.id, cancels);
         }
         self.ledger.next = Some(Task {
-            order,
             signed: Some(Signed::new(signed)),
-            admitted_at: moment.now,
-            attempts: 0,
-            path: None,
-            closure_size: None,
+            ..Task::admitted(&deployment, Origin::Publisher, moment.now)
         });
         self.offered = Some(deployment);
-        if self.ledger.current.is_some() {
-            self.push_report(report::waiting(self, moment, order));
-        }
         self.advance(moment);
+        if self.ledger.next.is_some() {
+            self.push_report(report::waiting(self, moment));
+        }
     }
 
     pub(super) fn unverified(&mut self, moment: &Moment, error: &VerifyError, digest: Text<64>) {

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use hoist_protocol::{Deployment, DeploymentId, Reason, State, StorePath, Text};
+use hoist_protocol::{
+    Action, Deployment, DeploymentId, FetchProgress, Reason, State, StorePath, Target, Text,
+};
 
 use super::activating::Activating;
 use super::task::{Outcome, expired};
 use super::{Agent, Work};
 use crate::effect::{Effect, FetchOrder, JobOrder};
-use crate::input::{FetchFailure, JobPhase, Moment, Realised};
+use crate::input::{Facts, FetchFailure, JobPhase, Moment, Realised};
 
 /// How often one attempt tries to fetch when the failure may pass by itself.
 const FETCH_TRIES: u32 = 3;
@@ -22,22 +24,25 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Fetching {
     deployment: Deployment,
+    /// Its target; of a rollback, with what the ledger knows about the former activation.
+    target: Target,
     path: StorePath,
     tries: u32,
     /// When the next try is due; none while one runs.
     retry_at: Option<Duration>,
-    pub(crate) percent: Option<u8>,
+    pub(crate) progress: Option<FetchProgress>,
     pub(crate) message: Text<1024>,
 }
 
 impl Fetching {
-    pub(super) fn new(deployment: Deployment, path: StorePath) -> Self {
+    pub(super) fn new(deployment: Deployment, target: Target, path: StorePath) -> Self {
         Self {
             deployment,
+            target,
             path,
             tries: 0,
             retry_at: None,
-            percent: None,
+            progress: None,
             message: Text::default(),
         }
     }
@@ -46,6 +51,22 @@ impl Fetching {
     pub(super) const fn retry_at(&self) -> Option<Duration> {
         self.retry_at
     }
+
+    /// The deployment, when nothing more comes of this.
+    pub(super) fn into_deployment(self) -> Deployment {
+        self.deployment
+    }
+}
+
+/// How much of a fetch is done, in percent: by bytes, or by paths where the caches do not tell the bytes.
+pub(crate) fn percent(progress: FetchProgress) -> Option<u8> {
+    let (done, all) = if progress.fetch_bytes > 0 {
+        (progress.fetched_bytes, progress.fetch_bytes)
+    } else {
+        (progress.fetched_paths, progress.fetch_paths)
+    };
+    let percent = u128::from(done) * 100 / u128::from(all).max(1);
+    (all > 0).then(|| u8::try_from(percent.min(100)).unwrap_or(100))
 }
 
 impl Agent {
@@ -63,7 +84,7 @@ impl Agent {
         };
         fetching.tries += 1;
         fetching.retry_at = None;
-        let target = fetching.deployment.target();
+        let target = &fetching.target;
         let order = FetchOrder {
             id: fetching.deployment.id(),
             path: fetching.path.clone(),
@@ -78,11 +99,16 @@ impl Agent {
         self.report(moment);
     }
 
-    pub(super) fn fetch_progress(&mut self, moment: &Moment, id: DeploymentId, percent: u8) {
+    pub(super) fn fetch_progress(
+        &mut self,
+        moment: &Moment,
+        id: DeploymentId,
+        progress: FetchProgress,
+    ) {
         let Some(fetching) = self.fetching(id) else {
             return;
         };
-        fetching.percent = Some(percent.min(100));
+        fetching.progress = Some(progress);
         let since = self.progress_at.map(|at| moment.uptime.saturating_sub(at));
         if since.is_none_or(|since| since >= PROGRESS_EVERY) {
             self.progress_at = Some(moment.uptime);
@@ -107,7 +133,7 @@ impl Agent {
             {
                 let wait = FETCH_WAIT * 2_u32.pow(fetching.tries - 1);
                 fetching.retry_at = Some(moment.uptime + wait);
-                fetching.percent = None;
+                fetching.progress = None;
                 let message = format!("trying again in {} s: {}", wait.as_secs(), failure.message);
                 fetching.message = Text::lossy(&message);
                 self.report(moment);
@@ -127,26 +153,49 @@ impl Agent {
             return;
         };
         task.closure_size = realised.closure_size;
+        task.fetch = Some(realised.fetched);
+        task.changes = realised.changes;
+        if let (Some(how), Some(kind)) = (&mut task.how, realised.kind) {
+            how.kind = kind;
+        }
         if let Some(outcome) = expired(&fetching.deployment, moment) {
             return self.end_current(moment, outcome);
         }
-        if realised.facts.are_all(&fetching.path) {
-            let mut outcome = Outcome::new(State::Unchanged, None, "");
+        let job = JobOrder {
+            order: task.order,
+            origin: task.origin,
+            path: fetching.path.clone(),
+            target: fetching.target.clone(),
+        };
+        if let Some(state) = self.nothing_to_do(&job, &realised.facts) {
+            let mut outcome = Outcome::new(state, None, "");
             outcome.previous = realised.facts.current;
             return self.end_current(moment, outcome);
         }
-        let target = fetching.deployment.target();
-        let job = JobOrder {
-            order: task.order,
-            path: fetching.path.clone(),
-            target: target.clone(),
-        };
-        let id = task.order.id;
+        let id = job.order.id;
         self.work = Work::Activating(Activating::new(JobPhase::Activating));
         // The task is in the ledger already and the job is durable itself; the size may follow.
         self.effects.push(Effect::CreateJob(Box::new(job)));
         self.effects.push(Effect::StartActivator(id));
         self.may_persist = true;
         self.report(moment);
+    }
+
+    /// How a deployment ends for which there is nothing to do; none when it has to be activated.
+    fn nothing_to_do(&self, job: &JobOrder, facts: &Facts) -> Option<State> {
+        let path = &job.path;
+        let target = &job.target;
+        // Which path runs then is not known here, and to activate it again does no harm.
+        if target.specialisation.is_some() {
+            return None;
+        }
+        match target.action {
+            Action::DryActivate => None,
+            // It leaves alone what the profile names and what the next boot brings.
+            Action::Test => (facts.current.as_ref() == Some(path)).then_some(State::Unchanged),
+            Action::Switch | Action::Boot if facts.are_all(path) => Some(State::Unchanged),
+            Action::Boot => self.is_staged(path, facts).then_some(State::Staged),
+            Action::Switch => None,
+        }
     }
 }

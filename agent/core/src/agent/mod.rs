@@ -3,22 +3,27 @@
 mod activating;
 mod desired;
 mod fetching;
+mod local;
+mod staged;
 mod task;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use hoist_protocol::{
-    DeploymentId, FleetName, KeyName, Machine, Status, System, Tag, Text, TrustedKeys,
-    VerifiedDeployment,
+    Deployment, DeploymentId, FleetName, KeyName, Machine, Status, System, Tag, Text, Timestamp,
+    TrustedKeys,
 };
 
 use crate::effect::Effect;
-use crate::input::{FoundJob, Input, Moment};
+use crate::input::{BootId, FoundJob, Input, Moment};
 use crate::ledger::Ledger;
 use crate::report;
 use activating::Activating;
 use fetching::Fetching;
+pub(crate) use fetching::percent;
+pub(crate) use waiting::Wait;
 
 /// What the machine is, and whom it trusts.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub struct Config {
     pub tags: Vec<Tag>,
     /// Random for each start of the agent.
     pub session: Text<32>,
+    /// The boot that the agent lives in.
+    pub boot_id: BootId,
 }
 
 impl Config {
@@ -69,8 +76,10 @@ pub struct Agent {
     leftovers: VecDeque<FoundJob>,
     /// When progress was last reported.
     progress_at: Option<Duration>,
-    /// The verified form of the ledger's next task, when it arrived since the start.
-    offered: Option<VerifiedDeployment>,
+    /// The ledger's next task as it was verified, once that was done since the start.
+    offered: Option<Deployment>,
+    /// The clocks at the latest input: the wall's, and that of the agent's life.
+    clocks: (Timestamp, Duration),
     effects: Vec<Effect>,
     /// The ledger has changed in a way that the effects depend on.
     must_persist: bool,
@@ -91,6 +100,7 @@ impl Agent {
             leftovers: VecDeque::new(),
             progress_at: None,
             offered: None,
+            clocks: (Timestamp::from_ms(0), Duration::ZERO),
             effects: Vec::new(),
             must_persist: false,
             may_persist: false,
@@ -113,16 +123,22 @@ impl Agent {
     /// When [`Input::Tick`] is due, as time since the agent's start.
     #[must_use]
     pub fn wake_at(&self) -> Option<Duration> {
-        match &self.work {
+        let work = match &self.work {
             Work::Idle => None,
             Work::Fetching(fetching) => fetching.retry_at(),
             Work::Activating(activating) => activating.restart_at(),
-        }
+        };
+        work.into_iter().chain(self.wait_ends_at()).min()
     }
 
     /// Takes an input and says what to do, in order.
     #[must_use = "an effect that is not carried out is a promise that is not kept"]
     pub fn handle(&mut self, moment: &Moment, input: Input) -> Vec<Effect> {
+        self.clocks = (moment.now, moment.uptime);
+        let released = self.end_hold(moment);
+        if released && !matches!(input, Input::Started(_)) {
+            self.report(moment);
+        }
         match input {
             Input::Started(jobs) => self.started(moment, jobs),
             Input::Offered(offer) => self.offered(moment, *offer),
@@ -132,15 +148,18 @@ impl Agent {
                 self.report_history();
             }
             Input::Delivered(ids) => self.may_persist |= self.ledger.deliver(&ids),
-            Input::FetchProgress { id, percent } => self.fetch_progress(moment, id, percent),
+            Input::FetchProgress { id, progress } => self.fetch_progress(moment, id, progress),
             Input::Fetched { id, result } => self.fetched(moment, id, result),
             Input::JobNotCreated { id, message } => self.job_not_created(moment, id, &message),
             Input::ActivatorLost { id, message } => self.activator_lost(moment, id, message),
             Input::JobPhase { id, phase } => self.job_phase(moment, id, phase),
             Input::JobEnded { id, end } => self.job_ended(moment, id, *end),
             Input::BrokerReached { id } => self.broker_reached(id),
+            Input::Local(order) => self.local(moment, order),
             Input::Tick => self.tick(moment),
         }
+        self.settle_staged(moment);
+        self.advance(moment);
         if std::mem::take(&mut self.has_outcome) {
             self.report_history();
         }
@@ -160,17 +179,15 @@ impl Agent {
     }
 
     fn tick(&mut self, moment: &Moment) {
-        if self.wake_at().is_none_or(|at| at > moment.uptime) {
-            return;
-        }
+        let due = |at: Option<Duration>| at.is_some_and(|at| at <= moment.uptime);
         let id = self.current_id();
         match &mut self.work {
-            Work::Idle => {}
-            Work::Fetching(_) => self.fetch(moment),
-            Work::Activating(activating) => {
+            Work::Fetching(fetching) if due(fetching.retry_at()) => self.fetch(moment),
+            Work::Activating(activating) if due(activating.restart_at()) => {
                 activating.restarted();
                 self.effects.extend(id.map(Effect::StartActivator));
             }
+            _ => {}
         }
     }
 

@@ -1,15 +1,17 @@
 //! From one deployment to the next: how each is begun, and how it ends.
 
 use hoist_protocol::{
-    Deployment, DeploymentId, Goal, HistoryEntry, Reason, RollbackTo, State, StorePath, Text,
+    Changes, Deployment, DeploymentId, Goal, HistoryEntry, Kind, Order, Reason, RollbackTo, State,
+    StorePath, Text,
 };
+use uuid::Uuid;
 
 use super::activating::Activating;
 use super::fetching::Fetching;
 use super::{Agent, Work};
 use crate::effect::Effect;
-use crate::input::{FoundJob, JobPhase, Moment};
-use crate::ledger::{Ended, Floor, LOG_TAIL, Task};
+use crate::input::{BootId, FoundJob, JobPhase, Moment, Origin};
+use crate::ledger::{Ended, Floor, How, LOG_TAIL, Task};
 use crate::report;
 
 /// How often a deployment is begun: a crash while fetching begins it again.
@@ -21,6 +23,8 @@ pub(super) struct Outcome {
     pub(super) reason: Option<Reason>,
     pub(super) message: Text<1024>,
     pub(super) previous: Option<StorePath>,
+    pub(super) kind: Option<Kind>,
+    pub(super) boot_id: Option<BootId>,
     pub(super) log: Option<(u64, Vec<Text<256>>)>,
 }
 
@@ -31,6 +35,8 @@ impl Outcome {
             reason,
             message: Text::lossy(message),
             previous: None,
+            kind: None,
+            boot_id: None,
             log: None,
         }
     }
@@ -48,31 +54,61 @@ impl Agent {
                 self.leftovers.push_back(job);
             }
         }
+        // A reboot comes before everything that has happened since.
+        self.settle_staged(moment);
+        self.verify_next(moment);
         if let Some(job) = found {
             self.follow(moment, job);
         } else if let Some(task) = self.ledger.current.take() {
             // No job, so nothing was activated.
-            match self.ledger.next.as_ref().map(|next| next.order.id) {
-                Some(newer) => {
-                    self.must_persist = true;
-                    self.superseded(moment, task, newer);
+            self.must_persist = true;
+            if task.origin == Origin::Local {
+                return self.begin(moment, task);
+            }
+            match self
+                .ledger
+                .next
+                .as_ref()
+                .map(|next| (next.order.id, next.cancels))
+            {
+                Some((newer, cancels)) => self.displaced(moment, task, newer, cancels),
+                None => {
+                    self.ledger.next = Some(task);
+                    self.verify_next(moment);
                 }
-                None => self.ledger.next = Some(task),
             }
         }
-        self.advance(moment);
     }
 
-    /// Begins what waits, when nothing is under way.
+    /// Begins what waits, when nothing is under way and nothing keeps it.
     pub(super) fn advance(&mut self, moment: &Moment) {
         while self.ledger.current.is_none() {
             if let Some(job) = self.leftovers.pop_front() {
                 self.adopt(moment, job);
             } else if let Some(task) = self.ledger.next.take() {
-                self.begin(moment, task);
+                let expired = self
+                    .offered
+                    .as_ref()
+                    .and_then(|offered| expired(offered, moment));
+                if let Some(outcome) = expired {
+                    self.must_persist = true;
+                    self.end(moment, task, outcome);
+                    continue;
+                }
+                self.ledger.next = Some(task);
+                if self.wait(moment.now).is_some() {
+                    return;
+                }
+                self.begin_next(moment);
             } else {
                 return;
             }
+        }
+    }
+
+    fn begin_next(&mut self, moment: &Moment) {
+        if let Some(task) = self.ledger.next.take() {
+            self.begin(moment, task);
         }
     }
 
@@ -81,24 +117,27 @@ impl Agent {
     pub(super) fn adopt(&mut self, moment: &Moment, job: FoundJob) {
         let order = job.order;
         self.must_persist = true;
-        if self
-            .ledger
-            .floor
-            .as_ref()
-            .is_none_or(|floor| floor.order < order)
-        {
+        // What was ordered at the machine only tells up to where publishers had come by then.
+        let proven = match job.origin {
+            Origin::Publisher => order,
+            Origin::Local => Order {
+                id: DeploymentId::new(Uuid::nil()),
+                ..order
+            },
+        };
+        let floor = self.ledger.floor.as_ref().map(|floor| floor.order);
+        if floor.is_none_or(|floor| floor < proven) {
             self.ledger.floor = Some(Floor {
-                order,
+                order: proven,
                 content: None,
             });
         }
         self.ledger.current = Some(Task {
-            order,
-            signed: None,
-            admitted_at: moment.now,
             attempts: 1,
             path: Some(job.path.clone()),
-            closure_size: None,
+            how: Some(How::of(&job.target)),
+            action: Some(job.target.action),
+            ..Task::unknown(order, job.origin, moment.now)
         });
         self.follow(moment, job);
     }
@@ -111,10 +150,10 @@ impl Agent {
         if let Some(end) = job.end {
             return self.job_ended(moment, id, end);
         }
-        if !job.alive {
+        if job.alive {
+            self.reach_broker(id, phase);
+        } else {
             self.effects.push(Effect::StartActivator(id));
-        } else if phase == JobPhase::Confirming {
-            self.effects.push(Effect::ReachBroker(id));
         }
         self.report(moment);
     }
@@ -129,15 +168,21 @@ impl Agent {
         if let Some(outcome) = expired(&deployment, moment) {
             return self.end(moment, task, outcome);
         }
-        let path = match &deployment.target().goal {
-            Goal::Closure(path) => path,
+        let mut target = deployment.target().clone();
+        let path = match &target.goal {
+            Goal::Closure(path) => path.clone(),
             Goal::Rollback(to) => match self.ledger.resolve(*to) {
-                Some(path) => path,
+                Some((path, how)) => {
+                    let path = path.clone();
+                    how.complete(&mut target);
+                    path
+                }
                 None => return self.end(moment, task, unknown(*to)),
             },
         };
-        let path = path.clone();
         task.path = Some(path.clone());
+        task.how = Some(How::of(&target));
+        task.action = Some(target.action);
         if task.attempts >= ATTEMPTS {
             let message = format!(
                 "the agent was interrupted {ATTEMPTS} times before it could be activated; deploy again"
@@ -147,16 +192,37 @@ impl Agent {
         }
         task.attempts += 1;
         self.ledger.current = Some(task);
-        self.work = Work::Fetching(Box::new(Fetching::new(deployment, path)));
+        self.work = Work::Fetching(Box::new(Fetching::new(deployment, target, path)));
         self.fetch(moment);
     }
 
-    /// The deployment of a task that is about to begin, verified with the keys that are trusted now.
+    /// Makes sure that the next task is one that the keys still sign; else it ends.
+    fn verify_next(&mut self, moment: &Moment) {
+        let Some(task) = self.ledger.next.take() else {
+            return;
+        };
+        match self.verified(&task) {
+            Ok(deployment) => {
+                self.offered = Some(deployment);
+                self.ledger.next = Some(task);
+            }
+            Err(outcome) => {
+                self.must_persist = true;
+                self.end(moment, task, outcome);
+            }
+        }
+    }
+
+    /// The deployment of a task, verified with the keys that are trusted now.
     pub(super) fn verified(&mut self, task: &Task) -> Result<Deployment, Outcome> {
-        if let Some(offered) = self.offered.take()
-            && offered.deployment().order() == task.order
+        if let Some(local) = &task.local {
+            return Ok((**local).clone());
+        }
+        if let Some(offered) = self
+            .offered
+            .take_if(|offered| offered.order() == task.order)
         {
-            return Ok(offered.deployment().clone());
+            return Ok(offered);
         }
         let Some(signed) = &task.signed else {
             let message =
@@ -182,18 +248,35 @@ impl Agent {
         }
     }
 
-    pub(super) fn superseded(&mut self, moment: &Moment, task: Task, by: DeploymentId) {
-        let message = format!("{by} came before it was activated");
-        self.end(
-            moment,
-            task,
-            Outcome::new(State::Superseded, None, &message),
-        );
+    /// Ends a task that was not activated, since a newer one takes its place.
+    pub(super) fn displaced(
+        &mut self,
+        moment: &Moment,
+        task: Task,
+        by: DeploymentId,
+        cancels: Option<DeploymentId>,
+    ) {
+        let (state, message) = if cancels == Some(task.order.id) {
+            (
+                State::Cancelled,
+                format!("{by} cancelled it before it was activated"),
+            )
+        } else {
+            (
+                State::Superseded,
+                format!("{by} came before it was activated"),
+            )
+        };
+        self.end(moment, task, Outcome::new(state, None, &message));
     }
 
     /// Records how `task`, which is no longer in the ledger, has ended.
     pub(super) fn end(&mut self, moment: &Moment, task: Task, outcome: Outcome) {
-        let Task { order, .. } = task;
+        let Task { order, cancels, .. } = task;
+        let how = task.how.map(|how| match outcome.kind {
+            Some(kind) => How { kind, ..how },
+            None => how,
+        });
         let (log_lines, mut log_tail) = match outcome.log {
             Some((lines, tail)) => (Some(lines), tail),
             None => (None, Vec::new()),
@@ -205,6 +288,7 @@ impl Agent {
                 id: order.id,
                 epoch: order.epoch,
                 sequence: order.sequence,
+                local: task.origin == Origin::Local,
                 state: outcome.state,
                 reason: outcome.reason,
                 message: Text::lossy(outcome.message.as_str()),
@@ -213,16 +297,21 @@ impl Agent {
                 started_at: task.admitted_at,
                 ended_at: moment.now,
                 closure_size: task.closure_size,
-                fetched_bytes: None,
-                changes: None,
+                fetched_bytes: task.fetch.map(|fetch| fetch.fetched_bytes),
+                changes: task.changes.as_ref().map(counts),
             },
             message: outcome.message,
             attempts: task.attempts,
+            how,
+            action: task.action,
+            fetch: task.fetch,
+            changes: task.changes,
             log_lines,
             log_tail,
         };
         self.push_report(report::ended(self, moment, &ended));
-        self.ledger.record(ended);
+        self.ledger.record(ended.clone());
+        self.stage(moment, &ended, cancels, outcome.boot_id);
         self.must_persist = true;
         self.has_outcome = true;
     }
@@ -235,7 +324,26 @@ impl Agent {
         };
         self.effects.push(Effect::Forget(task.order.id));
         self.end(moment, task, outcome);
-        self.advance(moment);
+    }
+
+    /// Stops the fetch for the current task, which is the caller's to end.
+    pub(super) fn stop_fetching(&mut self) -> Option<Task> {
+        let Work::Fetching(_) = self.work else {
+            return None;
+        };
+        self.work = Work::Idle;
+        let task = self.ledger.current.take()?;
+        self.effects.push(Effect::CancelFetch(task.order.id));
+        self.effects.push(Effect::Forget(task.order.id));
+        Some(task)
+    }
+}
+
+/// How much has changed, without the packages by name: the history has to stay short.
+fn counts(changes: &Changes) -> Changes {
+    Changes {
+        packages: Vec::new(),
+        ..changes.clone()
     }
 }
 

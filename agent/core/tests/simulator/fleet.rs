@@ -184,6 +184,7 @@ fn make() -> Fleet {
             version: Text::lossy("0.1.0"),
             session: Text::lossy("simulated"),
             tags: Vec::new(),
+            boot_id: Text::lossy("boot-1"),
         },
         published,
         junk,

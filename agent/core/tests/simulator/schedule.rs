@@ -1,7 +1,7 @@
 //! One random schedule of events and faults, and the quiet time after it.
 
 use hoist_agent_core::Input;
-use hoist_protocol::{Reason, State};
+use hoist_protocol::{FetchProgress, Reason, State};
 
 use crate::fleet::LENGTH;
 use crate::promises::Promises;
@@ -198,8 +198,12 @@ impl Schedule {
             }
             34..37 => {
                 if let Some(id) = self.world.fetch.as_ref().map(|fetch| fetch.id) {
-                    let percent = u8::try_from(self.rng.below(101)).unwrap();
-                    return self.input(Input::FetchProgress { id, percent });
+                    let progress = FetchProgress {
+                        fetched_bytes: self.rng.below(101) as u64,
+                        fetch_bytes: 100,
+                        ..FetchProgress::default()
+                    };
+                    return self.input(Input::FetchProgress { id, progress });
                 }
             }
             37..58 => {

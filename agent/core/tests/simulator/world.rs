@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use hoist_agent_core::{
     Agent, Effect, Facts, FetchFailure, FetchOrder, FoundJob, Input, JobEnd, JobOrder, JobPhase,
-    Ledger, Moment, Realised,
+    Ledger, Moment, Origin, Realised,
 };
 use hoist_protocol::{
-    DeploymentId, History, Order, Reason, State, Status, StorePath, Text, Timestamp,
+    DeploymentId, FetchProgress, History, Order, Reason, State, Status, StorePath, Target, Text,
+    Timestamp,
 };
 
 use crate::fleet::{Fleet, START_MS, fleet};
@@ -17,7 +18,9 @@ use crate::promises::Promises;
 /// A job directory, and the activator that works on it.
 pub(crate) struct Job {
     pub(crate) order: Order,
+    pub(crate) origin: Origin,
     pub(crate) path: StorePath,
+    pub(crate) target: Target,
     pub(crate) phase: Option<JobPhase>,
     pub(crate) alive: bool,
     pub(crate) confirmed: bool,
@@ -119,7 +122,7 @@ impl World {
         Facts {
             current: Some(self.running.clone()),
             profile: Some(self.profile.clone()),
-            booted: None,
+            ..Facts::default()
         }
     }
 
@@ -172,7 +175,9 @@ impl World {
         let jobs = self.jobs.values();
         let found = jobs.map(|job| FoundJob {
             order: job.order,
+            origin: job.origin,
             path: job.path.clone(),
+            target: job.target.clone(),
             phase: job.phase,
             alive: job.alive,
             end: job.end.clone(),
@@ -261,6 +266,7 @@ impl World {
                     return Err(format!("forgets {id}, which is not at its end"));
                 }
             }
+            Effect::Answer { .. } => {}
             Effect::Report(status) => {
                 Promises::report(self, &status)?;
                 if self.connected {
@@ -296,7 +302,9 @@ impl World {
         }
         let job = Job {
             order: order.order,
+            origin: order.origin,
             path: order.path.clone(),
+            target: order.target.clone(),
             phase: None,
             alive: false,
             confirmed: false,
@@ -378,6 +386,8 @@ impl World {
                 state,
                 reason,
                 message: Text::default(),
+                kind: None,
+                boot_id: None,
                 previous: Some(job.previous.clone()),
                 log_lines: 3,
                 log_tail: vec![Text::lossy("a line")],
@@ -426,6 +436,9 @@ impl World {
             }),
             None => Ok(Realised {
                 closure_size: Some(1_000),
+                kind: None,
+                fetched: FetchProgress::default(),
+                changes: None,
                 facts: self.facts(),
             }),
         };

@@ -1,11 +1,12 @@
 //! What survives a crash: what was admitted, what is under way, and how everything ended.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use hoist_protocol::{
-    DeploymentId, HistoryEntry, Order, Refused, RollbackTo, StorePath, Text, Timestamp,
-};
+mod readable;
+mod records;
+
+use hoist_protocol::{DeploymentId, Refused, RollbackTo, State, StorePath, Text, Timestamp};
 use serde::{Deserialize, Serialize};
+
+pub use records::{Ended, Floor, Hold, How, Known, Record, Signed, Staged, Task};
 
 /// How many ended deployments the ledger remembers.
 pub const HISTORY: usize = 50;
@@ -15,116 +16,6 @@ pub const KNOWN: usize = 20;
 
 /// How many of the last log lines of a deployment are kept with its outcome.
 pub const LOG_TAIL: usize = 20;
-
-/// A deployment's message as it was received, 16 KiB at most.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Signed(Vec<u8>);
-
-impl Signed {
-    /// Keeps a received message.
-    #[must_use]
-    pub const fn new(bytes: Vec<u8>) -> Self {
-        Self(bytes)
-    }
-
-    /// The message.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for Signed {
-    type Error = base64::DecodeError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        STANDARD.decode(text).map(Self)
-    }
-}
-
-impl From<Signed> for String {
-    fn from(signed: Signed) -> Self {
-        STANDARD.encode(signed.0)
-    }
-}
-
-/// The highest order that was verified: nothing at or below it is ever begun again.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Floor {
-    /// The order.
-    pub order: Order,
-    /// The digest of the deployment that had it; none when only its job was found.
-    pub content: Option<Text<64>>,
-}
-
-/// A deployment that was admitted and has not ended.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Task {
-    /// Which one.
-    pub order: Order,
-    /// Its message, verified again before it is begun after a restart; none when only its job was found.
-    pub signed: Option<Signed>,
-    /// When it was admitted.
-    pub admitted_at: Timestamp,
-    /// How often it was begun.
-    pub attempts: u32,
-    /// Its closure, once a rollback's goal is resolved.
-    pub path: Option<StorePath>,
-    /// The size of its closure in bytes, once it is fetched.
-    pub closure_size: Option<u64>,
-}
-
-/// A deployment that ended well: what a rollback can name.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Known {
-    /// Which one.
-    pub id: DeploymentId,
-    /// What it brought.
-    pub path: StorePath,
-    /// What ran before it.
-    pub previous: Option<StorePath>,
-}
-
-/// How a deployment ended, and whether the broker has acknowledged that.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Record {
-    /// How it ended.
-    pub entry: HistoryEntry,
-    /// Whether the broker has acknowledged a history that holds it.
-    pub delivered: bool,
-}
-
-/// The newest deployment that has ended, with all that the status says about it.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Ended {
-    /// How it ended.
-    pub entry: HistoryEntry,
-    /// Why, for people.
-    pub message: Text<1024>,
-    /// How often it was begun.
-    pub attempts: u32,
-    /// How many lines it logged, when it came to an activation.
-    pub log_lines: Option<u64>,
-    /// The last [`LOG_TAIL`] of them.
-    pub log_tail: Vec<Text<256>>,
-}
-
-impl Ended {
-    /// Which deployment it is.
-    #[must_use]
-    pub const fn order(&self) -> Order {
-        order_of(&self.entry)
-    }
-}
-
-const fn order_of(entry: &HistoryEntry) -> Order {
-    Order {
-        epoch: entry.epoch,
-        sequence: entry.sequence,
-        id: entry.id,
-    }
-}
 
 /// All that survives. Fields are only ever added, so that an agent that was rolled back still reads it.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -136,18 +27,29 @@ pub struct Ledger {
     pub current: Option<Task>,
     /// What is begun after it: the newest desired state.
     pub next: Option<Task>,
+    /// What waits for a reboot.
+    #[serde(deserialize_with = "readable::option")]
+    pub staged: Option<Staged>,
     /// The newest deployment that has ended.
+    #[serde(deserialize_with = "readable::option")]
     pub last: Option<Ended>,
     /// What a rollback can name, newest first, [`KNOWN`] at most.
+    #[serde(deserialize_with = "readable::list")]
     pub known: Vec<Known>,
     /// How deployments ended, newest first, [`HISTORY`] at most. Those not delivered are the outbox.
+    #[serde(deserialize_with = "readable::list")]
     pub history: Vec<Record>,
     /// The newest message that was refused.
+    #[serde(deserialize_with = "readable::option")]
     pub refused: Option<Refused>,
+    /// Whether somebody at the machine wants it left as it is.
+    pub hold: Option<Hold>,
+    /// That the ledger was damaged, and what that means; until the next outcome.
+    pub damage: Option<Text<256>>,
 }
 
 impl Ledger {
-    /// Whether `id` has ended.
+    /// Whether `id` has ended; what is staged has, as far as its activation goes.
     #[must_use]
     pub fn has_ended(&self, id: DeploymentId) -> bool {
         self.history.iter().any(|record| record.entry.id == id)
@@ -157,28 +59,92 @@ impl Ledger {
     #[must_use]
     pub fn knows(&self, id: DeploymentId) -> bool {
         let mut tasks = self.current.iter().chain(&self.next);
-        tasks.any(|task| task.order.id == id) || self.has_ended(id)
+        let staged = self.staged.as_ref().map(Staged::id);
+        tasks.any(|task| task.order.id == id) || staged == Some(id) || self.has_ended(id)
     }
 
-    /// The path that a rollback names: only what this machine itself once ran with a good end.
+    /// Whether somebody at the machine holds it at this time.
     #[must_use]
-    pub fn resolve(&self, to: RollbackTo) -> Option<&StorePath> {
+    pub fn is_held(&self, now: Timestamp) -> bool {
+        let hold = self.hold.as_ref();
+        hold.is_some_and(|hold| hold.until.is_none_or(|until| now < until))
+    }
+
+    /// The path that a rollback names, and how it was activated: only what this machine itself once ran with a
+    /// good end, or what it ran before it staged something.
+    #[must_use]
+    pub fn resolve(&self, to: RollbackTo) -> Option<(&StorePath, How)> {
         let find = |id| self.known.iter().find(|known| known.id == id);
         match to {
-            RollbackTo::Deployment(id) => find(id).map(|known| &known.path),
-            RollbackTo::Before(id) => find(id).and_then(|known| known.previous.as_ref()),
+            RollbackTo::Deployment(id) => find(id).map(|known| (&known.path, known.how.clone())),
+            RollbackTo::Before(id) => {
+                let staged = self.staged.as_ref().filter(|staged| staged.id() == id);
+                let previous = match (find(id), staged) {
+                    (Some(known), _) => known.previous.as_ref(),
+                    (None, Some(staged)) => staged.ended.entry.previous_path.as_ref(),
+                    (None, None) => None,
+                };
+                previous.map(|path| (path, self.how(path)))
+            }
         }
     }
 
-    /// Records how a deployment ended. The first outcome of an id is its outcome: a second is ignored.
+    /// How this machine activated `path` when it last did.
+    #[must_use]
+    pub fn how(&self, path: &StorePath) -> How {
+        let known = self.known.iter().find(|known| known.path == *path);
+        known.map(|known| known.how.clone()).unwrap_or_default()
+    }
+
+    /// What ran before what runs now, as far as this machine brought it there itself.
+    #[must_use]
+    pub fn before(&self, running: Option<&StorePath>) -> Option<&StorePath> {
+        let ran = self
+            .known
+            .iter()
+            .flat_map(|known| [Some(&known.path), known.previous.as_ref()]);
+        ran.flatten().find(|path| Some(*path) != running)
+    }
+
+    /// Whose closures have to be kept from the garbage collector: what is under way, what waits, and of those
+    /// that ended well the newest `retention` different ones.
+    #[must_use]
+    pub fn kept(&self, retention: usize) -> Vec<DeploymentId> {
+        let tasks = self.current.iter().chain(&self.next);
+        let mut kept: Vec<_> = tasks.map(|task| task.order.id).collect();
+        kept.extend(self.staged.as_ref().map(Staged::id));
+        let mut paths: Vec<&StorePath> = Vec::new();
+        for known in &self.known {
+            if paths.len() < retention && !paths.contains(&&known.path) {
+                paths.push(&known.path);
+                kept.push(known.id);
+            }
+        }
+        kept
+    }
+
+    /// Records how a deployment ended. The first outcome of an id is its outcome, and a second is ignored; only
+    /// what was staged gets another one, by the next boot.
     pub(crate) fn record(&mut self, ended: Ended) {
         let entry = &ended.entry;
-        if self.has_ended(entry.id) {
-            return;
+        if let Some(n) = self.history.iter().position(|r| r.entry.id == entry.id) {
+            if self.history[n].entry.state != State::Staged || entry.state == State::Staged {
+                return;
+            }
+            self.history.remove(n);
         }
-        if let Some(path) = entry.path.clone().filter(|_| entry.state.is_good()) {
+        self.damage = None;
+        let ran = matches!(entry.state, State::Succeeded | State::Unchanged);
+        if let Some(path) = entry.path.clone().filter(|_| ran) {
             let (id, previous) = (entry.id, entry.previous_path.clone());
-            self.known.insert(0, Known { id, path, previous });
+            let how = ended.how.clone().unwrap_or_default();
+            let known = Known {
+                id,
+                path,
+                previous,
+                how,
+            };
+            self.known.insert(0, known);
             self.known.truncate(KNOWN);
         }
         let record = Record {
@@ -191,7 +157,7 @@ impl Ledger {
         if self
             .last
             .as_ref()
-            .is_none_or(|last| last.order() < ended.order())
+            .is_none_or(|last| last.gives_way_to(&ended))
         {
             self.last = Some(ended);
         }
@@ -220,7 +186,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use hoist_protocol::State;
+    use hoist_protocol::HistoryEntry;
     use uuid::Uuid;
 
     use super::*;
@@ -233,15 +199,22 @@ mod tests {
                 sequence: n,
                 state,
                 reason: None,
+                local: false,
                 message: Text::default(),
                 path: None,
                 previous_path: None,
                 started_at: Timestamp::from_ms(1),
                 ended_at: Timestamp::from_ms(2),
                 closure_size: None,
+                fetched_bytes: None,
+                changes: None,
             },
             message: Text::default(),
             attempts: 1,
+            how: None,
+            action: None,
+            fetch: None,
+            changes: None,
             log_lines: None,
             log_tail: Vec::new(),
         }

@@ -1,0 +1,102 @@
+//! What keeps the newest deployment from being begun, though nothing is under way.
+
+use std::time::Duration;
+
+use hoist_protocol::{Deployment, Machine, Timestamp, digest};
+
+use super::Agent;
+use crate::input::{Moment, Origin};
+use crate::ledger::Task;
+
+/// Why the next task waits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Wait {
+    /// Somebody at the machine holds it.
+    HeldHere,
+    /// The deployment itself says that the machine is held.
+    HeldFromAfar,
+    /// It begins at this time: a fleet does not begin at once.
+    Spread(Timestamp),
+}
+
+impl Agent {
+    /// Why the next task is not begun now; none when nothing speaks against it.
+    pub(crate) fn wait(&self, now: Timestamp) -> Option<Wait> {
+        let task = self.ledger.next.as_ref()?;
+        let deployment = self.offered.as_ref()?;
+        if deployment.parts().held {
+            return Some(Wait::HeldFromAfar);
+        }
+        if self.ledger.is_held(now) {
+            return Some(Wait::HeldHere);
+        }
+        let begins = self.begins(task, deployment);
+        (now < begins).then_some(Wait::Spread(begins))
+    }
+
+    /// When a deployment that is spread over a time is begun.
+    fn begins(&self, task: &Task, deployment: &Deployment) -> Timestamp {
+        // A clock that was set back since then does not make it wait longer than it would have at the most.
+        let admitted = task.admitted_at.min(self.clocks.0);
+        let spread = deployment.target().spread_ms;
+        admitted.plus(delay(&self.config.machine, deployment, spread))
+    }
+
+    /// When the machine has to look again whether the next task still waits, or the hold has ended.
+    pub(super) fn wait_ends_at(&self) -> Option<Duration> {
+        let (now, uptime) = self.clocks;
+        let hold = self.ledger.hold.as_ref().and_then(|hold| hold.until);
+        let spread = match self.wait(now) {
+            Some(Wait::Spread(begins)) if self.ledger.current.is_none() => Some(begins),
+            _ => None,
+        };
+        let first = hold.into_iter().chain(spread).min()?;
+        Some(uptime + first.since(now))
+    }
+
+    /// Ends a hold whose time is over, and says whether there was one.
+    pub(super) fn end_hold(&mut self, moment: &Moment) -> bool {
+        let is_over = self.ledger.hold.is_some() && !self.ledger.is_held(moment.now);
+        if is_over {
+            self.ledger.hold = None;
+            self.must_persist = true;
+        }
+        is_over
+    }
+
+    /// Stops a fetch for what a publisher ordered: it waits until the machine is not held any more.
+    pub(super) fn stop_for_hold(&mut self) {
+        let is_ours = |task: &mut Task| task.origin == Origin::Publisher;
+        let super::Work::Fetching(_) = &self.work else {
+            return;
+        };
+        if let Some(mut task) = self.ledger.current.take_if(is_ours) {
+            let id = task.order.id;
+            if let super::Work::Fetching(fetching) =
+                std::mem::replace(&mut self.work, super::Work::Idle)
+            {
+                self.offered = Some(fetching.into_deployment());
+            }
+            self.effects.push(crate::effect::Effect::CancelFetch(id));
+            // That somebody holds the machine is no failure of the deployment.
+            task.attempts = task.attempts.saturating_sub(1);
+            self.ledger.next = Some(task);
+        }
+    }
+}
+
+/// How long a machine waits before it begins: anything up to `spread_ms`, as evenly over a fleet as if it were
+/// rolled with dice, but the same again after a restart.
+fn delay(machine: &Machine, deployment: &Deployment, spread_ms: u64) -> Duration {
+    if spread_ms == 0 {
+        return Duration::ZERO;
+    }
+    let what = format!("{machine} {}", deployment.id());
+    let digits = digest(what.as_bytes());
+    let dice = digits
+        .as_str()
+        .get(..12)
+        .and_then(|digits| u64::from_str_radix(digits, 16).ok())
+        .unwrap_or_default();
+    Duration::from_millis(dice % spread_ms.saturating_add(1))
+}
