@@ -322,7 +322,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_request_is_refused_with_what_is_wrong() {
-        on_socket(|_control, path| async move {
+        on_socket(|mut control, path| async move {
             let long = vec![b'x'; REQUEST_LEN];
             for (request, says) in [
                 (&b"hello\n"[..], "cannot be read"),
@@ -334,6 +334,7 @@ mod tests {
                 assert!(answer.starts_with("{\"answer\":\"refused\""), "{answer}");
                 assert!(answer.contains(says), "{answer}");
             }
+            control.close();
         })
         .await;
     }
