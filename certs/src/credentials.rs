@@ -147,6 +147,21 @@ pub struct ClientTls {
     config: Arc<ClientConfig>,
     identity: Identity,
     not_after: Timestamp,
+    other_ca: Option<String>,
+}
+
+impl ClientTls {
+    /// Whether a CA that is trusted here has issued our certificate. The broker decides whether it counts, and may
+    /// know more of them than we do.
+    ///
+    /// # Errors
+    /// Says why it does not hold.
+    pub fn issuer(&self) -> Result<(), &str> {
+        match &self.other_ca {
+            Some(why) => Err(why),
+            None => Ok(()),
+        }
+    }
 }
 
 /// The broker's side of mutual TLS. It talks to nobody without a certificate of its own authority.
@@ -209,6 +224,7 @@ impl Credentials {
             config: Arc::new(config),
             identity: own.identity,
             not_after: own.not_after,
+            other_ca: own.other_ca,
         })
     }
 
@@ -265,12 +281,13 @@ impl Credentials {
             origin: origin.clone(),
             source,
         })?;
+        let other_ca = self.warn_if_of_another_ca(&chain, identity.role(), roots);
         let own = Own {
             chain,
             identity,
             not_after: info.not_after,
+            other_ca,
         };
-        self.warn_if_of_another_ca(&own, roots);
         let left = own.not_after.since(now());
         if left < ENDS_SOON {
             tracing::warn!(
@@ -316,19 +333,24 @@ impl Credentials {
 
     /// The other side decides whether our certificate counts, and it may know more authorities than we do: so
     /// this is no error, but nearly always a mistake.
-    fn warn_if_of_another_ca(&self, own: &Own, roots: &RootCertStore) {
-        let usage = match own.identity.role() {
+    fn warn_if_of_another_ca(
+        &self,
+        chain: &[CertificateDer<'_>],
+        role: Role,
+        roots: &RootCertStore,
+    ) -> Option<String> {
+        let usage = match role {
             Role::Broker => webpki::KeyUsage::server_auth(),
             Role::Agent | Role::Publisher | Role::Monitor | Role::Admin => {
                 webpki::KeyUsage::client_auth()
             }
         };
-        let verified = webpki::EndEntityCert::try_from(&own.chain[0]).and_then(|certificate| {
+        let verified = webpki::EndEntityCert::try_from(&chain[0]).and_then(|certificate| {
             certificate
                 .verify_for_usage(
                     webpki::ALL_VERIFICATION_ALGS,
                     &roots.roots,
-                    &own.chain[1..],
+                    &chain[1..],
                     UnixTime::now(),
                     usage,
                     None,
@@ -336,15 +358,15 @@ impl Credentials {
                 )
                 .map(|_| ())
         });
-        if let Err(error) = verified {
-            tracing::warn!(
-                certificate = %self.certificate,
-                ca = %self.ca,
-                %error,
-                "our own certificate does not hold under the CA that is trusted here; \
-                 unless the fleet is moving to another CA, one of the two is the wrong file"
-            );
-        }
+        let error = verified.err()?;
+        tracing::warn!(
+            certificate = %self.certificate,
+            ca = %self.ca,
+            %error,
+            "our own certificate does not hold under the CA that is trusted here; \
+             unless the fleet is moving to another CA, one of the two is the wrong file"
+        );
+        Some(error.to_string())
     }
 
     fn unusable(&self, source: rustls::Error) -> TlsError {
@@ -372,6 +394,8 @@ struct Own {
     chain: Vec<CertificateDer<'static>>,
     identity: Identity,
     not_after: Timestamp,
+    /// Why it does not hold under the CA that is trusted here.
+    other_ca: Option<String>,
 }
 
 fn provider() -> Arc<CryptoProvider> {
