@@ -26,6 +26,10 @@
         broker = import ./nix/modules/broker.nix { inherit self; };
       };
 
+      darwinModules.agent = import ./nix/modules/darwin.nix { inherit self; };
+
+      homeModules.agent = import ./nix/modules/home-manager.nix { inherit self; };
+
       # `lib.spec` turns `nixosConfigurations` into the file that `hoist deploy` reads.
       lib = import ./nix/lib.nix;
     };

@@ -8,85 +8,22 @@
 }:
 let
   cfg = config.services.hoist-agent;
+  common = import ./agent-options.nix { inherit self lib pkgs; };
   unit = "hoist-agent";
-  toml = pkgs.formats.toml { };
 
   # Where systemd puts what LoadCredential names: readable by the service alone.
   credentials = "/run/credentials/${unit}.service";
-
-  configFile = toml.generate "hoist-agent.toml" (
-    cfg.settings
-    // {
-      inherit (cfg) broker;
-      ca = cfg.caFile;
-      certificate = "${credentials}/certificate";
-      key = "${credentials}/key";
-      trusted_keys = cfg.trustedKeys;
-      state = "/var/lib/${unit}";
-    }
-  );
+  configFile = common.configFile cfg {
+    certificate = "${credentials}/certificate";
+    key = "${credentials}/key";
+    state = "/var/lib/${unit}";
+  };
 in
 {
-  options.services.hoist-agent = {
-    enable = lib.mkEnableOption "the Hoist agent, which deploys this machine";
-
-    package = lib.mkOption {
-      type = lib.types.package;
-      default = self.packages.${pkgs.stdenv.hostPlatform.system}.hoist-agent;
-      defaultText = lib.literalExpression "hoist.packages.\${system}.hoist-agent";
-      description = "The package that holds `bin/hoist-agent`.";
-    };
-
-    broker = lib.mkOption {
-      type = lib.types.strMatching "mqtts://.+";
-      example = "mqtts://broker.example.org:8883";
-      description = "Where the broker listens. The agent connects out; this machine opens no port.";
-    };
-
-    caFile = lib.mkOption {
-      type = lib.types.path;
-      example = "./certs/ca.pem";
-      description = "Hoist's own certificate authority, `ca.pem`. It is public and may lie in the store.";
-    };
-
-    certificateFile = lib.mkOption {
-      type = lib.types.externalPath or lib.types.str;
-      example = "/var/lib/secrets/hoist/agent-web-1.pem";
-      description = "This machine's certificate, a path on the machine. It says the machine's name and fleet.";
-    };
-
-    keyFile = lib.mkOption {
-      type = lib.types.externalPath or lib.types.str;
-      example = "/var/lib/secrets/hoist/agent-web-1.key";
-      description = ''
-        The certificate's private key, a path on the machine and never in the store. systemd hands it to the
-        agent as a credential, so the file may belong to root with mode 0600.
-      '';
-    };
-
-    trustedKeys = lib.mkOption {
-      type = lib.types.nonEmptyListOf (lib.types.strMatching "hoist-[a-z0-9][a-z0-9_-]*:.+");
-      example = [ "hoist-ci:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=" ];
-      description = "Public halves of the keys that may sign deployments for this machine.";
-    };
-
-    settings = lib.mkOption {
-      inherit (toml) type;
-      default = { };
-      example = {
-        status_interval = "5m";
-      };
-      description = "Further settings of `agent.toml`, as `hoist-agent run --help` lists them.";
-    };
-  };
+  options.services.hoist-agent = common.options;
 
   config = lib.mkIf cfg.enable {
-    assertions = [
-      {
-        assertion = !(lib.hasPrefix builtins.storeDir (toString cfg.keyFile));
-        message = "services.hoist-agent.keyFile lies in the Nix store, where everybody can read it";
-      }
-    ];
+    assertions = common.assertions cfg;
 
     systemd.services.${unit} = {
       description = "Hoist agent";
@@ -99,7 +36,10 @@ in
       unitConfig.StartLimitIntervalSec = 0;
 
       # A switch may restart the agent: the activation runs in a unit of its own and waits for the new agent to
-      # confirm. A deployment without an agent must not stop the one that would have to repair it.
+      # confirm. It restarts it once everything else is in place, so that the old one reports until then. A
+      # deployment without an agent must not stop the one that would have to repair it.
+      restartIfChanged = true;
+      stopIfChanged = false;
       unitConfig.X-StopOnRemoval = false;
 
       path = [
@@ -111,9 +51,10 @@ in
 
       serviceConfig = {
         Type = "notify";
-        ExecStart = "${lib.getExe' cfg.package "hoist-agent"} run --config ${configFile}";
+        ExecStart = common.command cfg configFile;
         Restart = "always";
         RestartSec = "1s";
+        WatchdogSec = common.watchdog;
         StateDirectory = unit;
         StateDirectoryMode = "0700";
         LoadCredential = [
@@ -124,6 +65,21 @@ in
         # What it does not need is listening sockets and other users' home folders.
         UMask = "0077";
         OOMScoreAdjust = -500;
+      };
+    };
+
+    # systemd reads credentials when a unit starts: a renewed certificate is taken by starting it again, which
+    # disturbs no activation.
+    systemd.paths."${unit}-renewed" = {
+      description = "A renewed certificate of the Hoist agent";
+      wantedBy = [ "multi-user.target" ];
+      pathConfig.PathChanged = [ (toString cfg.certificateFile) ];
+    };
+    systemd.services."${unit}-renewed" = {
+      description = "Give the Hoist agent its renewed certificate";
+      serviceConfig = {
+        Type = "oneshot";
+        ExecStart = "${config.systemd.package}/bin/systemctl --no-block try-restart ${unit}.service";
       };
     };
   };

@@ -5,12 +5,12 @@ let
     self = flake;
     nixpkgs = {
       inherit (stub) lib;
-      legacyPackages = stub.lib.genAttrs [
-        "x86_64-linux"
-        "aarch64-linux"
-        "x86_64-darwin"
-        "aarch64-darwin"
-      ] (_system: stub.pkgs);
+      legacyPackages = {
+        x86_64-linux = stub.pkgs;
+        aarch64-linux = stub.pkgs;
+        x86_64-darwin = mac;
+        aarch64-darwin = mac;
+      };
     };
   };
 
@@ -30,6 +30,23 @@ let
     settings.status_interval = "1m";
   };
   agentUnit = (agent enabledAgent).systemd.services.hoist-agent;
+  mac = stub.pkgs // {
+    stdenv.hostPlatform = {
+      system = "aarch64-darwin";
+      isLinux = false;
+      isDarwin = true;
+    };
+  };
+  command = "/package/bin/hoist-agent run --config /nix/store/00000000000000000000000000000000-hoist-agent.toml";
+  launched = [
+    "/bin/sh"
+    "-c"
+    "/bin/wait4path /nix/store && exec ${command}"
+  ];
+  daemon =
+    (stub.evaluateWith mac flake.darwinModules.agent "hoist-agent" enabledAgent).launchd.daemons.hoist-agent;
+  inHome = pkgs: stub.evaluateWith pkgs flake.homeModules.agent "hoist-agent" enabledAgent;
+
   brokerUnit = (broker (secrets // { enable = true; })).systemd.services.hoist-broker;
 
   holds = builtins.all (assertion: assertion.assertion);
@@ -60,9 +77,38 @@ let
     aDisabledAgentChangesNothing = agent (secrets // { broker = "mqtts://b"; trustedKeys = [ "hoist-a:A" ]; }) == { };
     aDisabledBrokerChangesNothing = broker secrets == { };
 
-    theAgentRunsWithItsConfiguration =
-      agentUnit.serviceConfig.ExecStart
-      == "/package/bin/hoist-agent run --config /nix/store/00000000000000000000000000000000-hoist-agent.toml";
+    theAgentRunsWithItsConfiguration = agentUnit.serviceConfig.ExecStart == command;
+    theAgentIsWatched = agentUnit.serviceConfig.Type == "notify" && agentUnit.serviceConfig ? WatchdogSec;
+    aSwitchRestartsTheAgentAtItsEndAndNeverRemovesIt =
+      agentUnit.restartIfChanged && !agentUnit.stopIfChanged && !agentUnit.unitConfig.X-StopOnRemoval;
+    aRenewedCertificateReachesTheAgent =
+      (agent enabledAgent).systemd.paths.hoist-agent-renewed.pathConfig.PathChanged
+      == [ "/var/lib/secrets/cert.pem" ]
+      && (agent enabledAgent).systemd.services.hoist-agent-renewed.serviceConfig.ExecStart
+      == "/systemd/bin/systemctl --no-block try-restart hoist-agent.service";
+
+    aMacStartsTheAgentAndKeepsItsActivations =
+      daemon.serviceConfig.ProgramArguments == launched
+      && daemon.serviceConfig.KeepAlive
+      && daemon.serviceConfig.AbandonProcessGroup
+      && builtins.elem "/nix" daemon.path;
+    aMacWithoutAPackageForItIsToldSo = fails (
+      (stub.evaluateWith mac flake.darwinModules.agent "hoist-agent" (
+        builtins.removeAttrs enabledAgent [ "package" ]
+      )).launchd.daemons.hoist-agent.serviceConfig
+    );
+    aUserOfLinuxHasAUnitAndNoJobOfLaunchd =
+      (inHome stub.pkgs).systemd.user.services.hoist-agent.Service.ExecStart == command
+      && (inHome stub.pkgs).systemd.user.services.hoist-agent.Install.WantedBy == [ "default.target" ]
+      && (inHome stub.pkgs).launchd.agents == { };
+    aUserOfAMacHasAJobOfLaunchdAndNoUnit =
+      (inHome mac).launchd.agents.hoist-agent.config.ProgramArguments == launched
+      && (inHome mac).systemd.user.services == { };
+    aUserWithoutANixOfTheirOwnGetsOne =
+      builtins.match "PATH=/pkgs-nix/bin:.*" (builtins.head
+        (stub.evaluateConfig stub.pkgs { nix.package = null; } flake.homeModules.agent "hoist-agent" enabledAgent)
+        .systemd.user.services.hoist-agent.Service.Environment
+      ) != null;
     theAgentIsNeverGivenUp =
       agentUnit.serviceConfig.Restart == "always" && agentUnit.unitConfig.StartLimitIntervalSec == 0;
     secretsReachTheAgentAsCredentials =
@@ -73,6 +119,7 @@ let
     aSecretInTheStoreIsRefused =
       holds (agent enabledAgent).assertions
       && !(holds (agent (enabledAgent // { keyFile = "/nix/store/x"; })).assertions)
+      && !(holds (stub.evaluate flake.homeModules.agent "hoist-agent" (enabledAgent // { keyFile = "/nix/store/x"; })).assertions)
       && !(holds (broker (secrets // { enable = true; keyFile = "/nix/store/x"; })).assertions);
     anAgentWithoutABrokerIsRefused = fails (agent (builtins.removeAttrs enabledAgent [ "broker" ]));
 

@@ -5,12 +5,26 @@ let
   self.packages.x86_64-linux = { };
 
   # A "file" whose path is its content, which then stands in the unit.
-  pkgs = stub.pkgs // {
-    formats.toml = _: {
-      type = "toml";
-      generate = _name: content: builtins.toJSON content;
+  withContent =
+    pkgs:
+    pkgs
+    // {
+      formats.toml = _: {
+        type = "toml";
+        generate = _name: content: builtins.toJSON content;
+      };
     };
-  };
+  linux = withContent stub.pkgs;
+  mac = withContent (
+    stub.pkgs
+    // {
+      stdenv.hostPlatform = {
+        system = "aarch64-darwin";
+        isLinux = false;
+        isDarwin = true;
+      };
+    }
+  );
   secrets = {
     enable = true;
     caFile = "/nonexistent/ca.pem";
@@ -19,22 +33,41 @@ let
     package = "/package";
     trustedKeys = [ "hoist-ci:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=" ];
   };
-  settings =
-    module: name: values:
-    let
-      config = stub.evaluateWith pkgs (import module { inherit self; }) name (secrets // values);
-      command = config.systemd.services.${name}.serviceConfig.ExecStart;
-      content = builtins.match ".* --config (.*)" command;
-    in
-    builtins.fromJSON (builtins.head content);
-in
-{
-  hoist-agent = settings ../modules/agent.nix "hoist-agent" {
-    broker = "mqtts://broker.example.org:8883";
-    settings.status_interval = "1m";
-  };
-  hoist-broker = settings ../modules/broker.nix "hoist-broker" {
+  evaluate =
+    pkgs: module: name: values:
+    stub.evaluateWith pkgs (import module { inherit self; }) name (secrets // values);
+  # What stands behind `--config` in a command line.
+  content =
+    command: builtins.fromJSON (builtins.head (builtins.match ".* --config (.*)" command));
+
+  agent =
+    pkgs: module:
+    evaluate pkgs module "hoist-agent" {
+      broker = [
+        "mqtts://broker-1.example.org"
+        "mqtts://broker-2.example.org:8884"
+      ];
+      tags = [ "rack:7" ];
+      settings.status_interval = "1m";
+    };
+  broker = evaluate linux ../modules/broker.nix "hoist-broker" {
     address = "127.0.0.1";
     settings.max_connections = 100;
   };
+  lastOf = list: builtins.elemAt list (builtins.length list - 1);
+in
+{
+  hoist-agent = {
+    nixos = content (agent linux ../modules/agent.nix).systemd.services.hoist-agent.serviceConfig.ExecStart;
+    darwin = content (
+      lastOf (agent mac ../modules/darwin.nix).launchd.daemons.hoist-agent.serviceConfig.ProgramArguments
+    );
+    home = content (
+      (agent linux ../modules/home-manager.nix).systemd.user.services.hoist-agent.Service.ExecStart
+    );
+    home-on-a-mac = content (
+      lastOf (agent mac ../modules/home-manager.nix).launchd.agents.hoist-agent.config.ProgramArguments
+    );
+  };
+  hoist-broker.nixos = content broker.systemd.services.hoist-broker.serviceConfig.ExecStart;
 }

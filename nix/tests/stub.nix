@@ -13,6 +13,8 @@ rec {
     literalExpression = text: text;
     hasPrefix = prefix: text: builtins.substring 0 (builtins.stringLength prefix) text == prefix;
     getExe' = package: name: "${package}/bin/${name}";
+    optionals = condition: list: if condition then list else [ ];
+    makeBinPath = packages: builtins.concatStringsSep ":" (map (package: "${package}/bin") packages);
     optionalAttrs = condition: attrs: if condition then attrs else { };
     genAttrs =
       names: f:
@@ -36,6 +38,7 @@ rec {
       port = "port";
       bool = "bool";
       strMatching = _pattern: "str";
+      either = one: other: "${one} or ${other}";
       listOf = type: "list of ${type}";
       nonEmptyListOf = type: "list of ${type}";
     };
@@ -46,7 +49,9 @@ rec {
     stdenv.hostPlatform = {
       system = "x86_64-linux";
       isLinux = true;
+      isDarwin = false;
     };
+    nix = "/pkgs-nix";
     coreutils = "/coreutils";
     util-linux = "/util-linux";
     rustPlatform.buildRustPackage = package: package;
@@ -64,16 +69,21 @@ rec {
   # The configuration that a module makes of `services.<name> = values`.
   evaluate = evaluateWith pkgs;
 
-  evaluateWith =
-    pkgs: module: name: values:
+  evaluateWith = pkgs: evaluateConfig pkgs { };
+
+  # The same with another configuration around it.
+  evaluateConfig =
+    pkgs: around: module: name: values:
     let
       result = module {
         inherit lib pkgs;
         config = {
           services.${name} = defaults // values;
           nix.package = "/nix";
+          home.homeDirectory = "/home/ann";
           systemd.package = "/systemd";
-        };
+        }
+        // around;
       };
       options = result.options.services.${name};
       unknown = builtins.attrNames (builtins.removeAttrs values (builtins.attrNames options));

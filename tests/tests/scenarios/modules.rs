@@ -1,4 +1,4 @@
-//! What the NixOS modules write is what the programs read.
+//! What the modules for NixOS, nix-darwin and home-manager write is what the programs read.
 
 use std::fs;
 
@@ -19,7 +19,7 @@ fn settings_of_the_modules(logs: &Utf8Path) -> Result<serde_json::Value> {
 }
 
 #[test]
-fn the_programs_read_every_setting_that_the_nixos_modules_write() {
+fn the_programs_read_every_setting_that_the_modules_write() {
     scenario(Options::default(), |world| {
         let site = world.site();
         let programs = site.programs();
@@ -28,17 +28,20 @@ fn the_programs_read_every_setting_that_the_nixos_modules_write() {
             ("hoist-agent", &programs.agent),
             ("hoist-broker", &programs.broker),
         ] {
-            let path = site.dir().join(format!("module-{name}.toml"));
-            fs::write(&path, toml::to_string(&settings[name])?)?;
-            let mut command = process::command(program);
-            command.args(["run", "--config", path.as_str()]);
-            let finished = process::run(name, command, site.logs())?.expect_code(1)?;
-            // All settings are read before the first file that they name, which is not there.
-            ensure!(
-                finished.stderr.contains("/nonexistent/ca.pem"),
-                "{name} refused its module's settings: {}",
-                finished.stderr
-            );
+            let modules = settings[name].as_object().context("modules by name")?;
+            for (module, settings) in modules {
+                let path = site.dir().join(format!("{name}-{module}.toml"));
+                fs::write(&path, toml::to_string(settings)?)?;
+                let mut command = process::command(program);
+                command.args(["run", "--config", path.as_str()]);
+                let finished = process::run(name, command, site.logs())?.expect_code(1)?;
+                // All settings are read before the first file that they name, which is not there.
+                ensure!(
+                    finished.stderr.contains("/nonexistent/ca.pem"),
+                    "{name} refused the settings of its module for {module}: {}",
+                    finished.stderr
+                );
+            }
         }
         Ok(())
     });
