@@ -1,8 +1,12 @@
 //! The core's ledger on disk, and the lock that keeps a second agent away from it.
 //!
 //! `<state>/ledger` is one line `hoist-ledger FORMAT SHA256`, then the ledger as JSON. It is replaced as a
-//! whole: written beside, synced, renamed, and the folder synced. Room for the next one is taken in advance, so
-//! that a deployment that fills the disk can still be recorded as having failed.
+//! whole: written beside, synced, renamed, and the folder synced. `<state>/ledger.copy` is the same once more:
+//! whatever befalls one of them, the machine knows which orders it has seen and owes nobody an outcome. Room
+//! for the next ones is taken in advance, so that a deployment that fills the disk can still be recorded as
+//! having failed.
+
+mod format;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -10,20 +14,21 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_agent_core::Ledger;
-use hoist_protocol::digest;
+use hoist_protocol::Text;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::io::Errno;
 
-/// The format that this version writes; fields may be added within it.
-const FORMAT: u32 = 1;
-
-/// First word of the file.
-const MAGIC: &str = "hoist-ledger";
+pub use format::Damage;
+use format::{Choice, FORMAT, Found, choose, decode, encode};
 
 /// Largest ledger that is read, in bytes: many times what [`Ledger`]'s own limits allow.
 const MAX_LEN: u64 = 4 * 1024 * 1024;
 
-/// Disk taken in advance for the next ledger, in bytes: more than the largest usual one.
+/// Disk taken in advance for each of the next ledgers, in bytes: more than the largest usual one.
 const RESERVED: u64 = 256 * 1024;
+
+/// How many damaged ledgers are kept for whoever looks for the cause.
+const DAMAGED: u32 = 8;
 
 /// Why the ledger cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -44,11 +49,114 @@ pub enum LedgerError {
         #[source]
         source: io::Error,
     },
+    /// The file system is read-only, or the file belongs to somebody else.
+    #[error(
+        "cannot {what} `{path}`; the state folder has to belong to the user that hoist-agent runs as, on a file \
+         system that can be written to"
+    )]
+    NotOurs {
+        /// What was tried.
+        what: &'static str,
+        /// With what.
+        path: Utf8PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A newer version wrote it: this one would forget what it does not know.
+    #[error(
+        "the ledger `{path}` is of format {found}, and this hoist-agent reads up to {FORMAT}: a newer one wrote it; \
+         start that one again"
+    )]
+    Newer {
+        /// Where it is.
+        path: Utf8PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// There is one that cannot be used.
+    #[error(
+        "the ledger `{path}` is damaged, and so is its copy; an agent that starts sets them aside and goes on without"
+    )]
+    Damaged {
+        /// Where it is.
+        path: Utf8PathBuf,
+        /// What is wrong.
+        #[source]
+        source: Damage,
+    },
 }
 
 fn io_error(what: &'static str, path: &Utf8Path) -> impl FnOnce(io::Error) -> LedgerError {
     let path = path.to_owned();
-    move |source| LedgerError::Io { what, path, source }
+    move |source| match source.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            LedgerError::NotOurs { what, path, source }
+        }
+        _ => LedgerError::Io { what, path, source },
+    }
+}
+
+/// Reads the ledger of the folder `state` as it is at this moment, whoever works with it; none when there is
+/// none yet.
+///
+/// # Errors
+/// [`LedgerError`], when it cannot be read and neither can its copy.
+pub fn read(state: &Utf8Path) -> Result<Option<Ledger>, LedgerError> {
+    let path = ledger_path(state);
+    match choose(find(&path)?, find(&copy_of(&path))?) {
+        Choice::New => Ok(None),
+        Choice::Good(ledger) | Choice::FromCopy(ledger, _) => Ok(Some(*ledger)),
+        Choice::Newer(found) => Err(LedgerError::Newer { path, found }),
+        Choice::Lost(source) => Err(LedgerError::Damaged { path, source }),
+    }
+}
+
+/// Whether an agent works with the folder `state`.
+///
+/// # Errors
+/// [`LedgerError::Io`] or [`LedgerError::NotOurs`]
+pub fn is_locked(state: &Utf8Path) -> Result<bool, LedgerError> {
+    let path = lock_path(state);
+    let lock = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        lock => lock.map_err(io_error("open", &path))?,
+    };
+    // Shared, and for a moment: only an agent that starts right now would be kept from it.
+    match flock(&lock, FlockOperation::NonBlockingLockShared) {
+        Ok(()) => Ok(false),
+        Err(Errno::WOULDBLOCK) => Ok(true),
+        Err(errno) => Err(io_error("lock", &path)(errno.into())),
+    }
+}
+
+fn ledger_path(state: &Utf8Path) -> Utf8PathBuf {
+    state.join("ledger")
+}
+
+fn copy_of(ledger: &Utf8Path) -> Utf8PathBuf {
+    ledger.with_extension("copy")
+}
+
+fn lock_path(state: &Utf8Path) -> Utf8PathBuf {
+    state.join("lock")
+}
+
+/// Reads one of the two files.
+fn find(path: &Utf8Path) -> Result<Found, LedgerError> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_LEN).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => Ok(Some(decode(&bytes))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => match Errno::from_io_error(&error) {
+            // Of a file whose blocks are gone; any other error is not about what is in the file.
+            Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN) => {
+                Ok(Some(Err(Damage::Unreadable(error))))
+            }
+            _ => Err(io_error("read the ledger", path)(error)),
+        },
+    }
 }
 
 /// The ledger's file. While this exists, no other agent can open the same folder.
@@ -57,19 +165,6 @@ pub struct LedgerFile {
     state: Utf8PathBuf,
     /// Held locked; the kernel lets go of it when the agent ends, however it does.
     _lock: File,
-}
-
-/// Why a ledger file is of no use.
-#[derive(Debug, thiserror::Error)]
-enum Damage {
-    #[error("its first line is not that of a ledger")]
-    Head,
-    #[error("it is of format {0}, which only a newer version reads")]
-    Newer(u32),
-    #[error("its checksum does not hold")]
-    Checksum,
-    #[error("its content is not valid")]
-    Content(#[source] serde_json::Error),
 }
 
 impl LedgerFile {
@@ -83,7 +178,7 @@ impl LedgerFile {
             .mode(0o700)
             .create(state)
             .map_err(io_error("make the state folder", state))?;
-        let path = state.join("lock");
+        let path = lock_path(state);
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -93,9 +188,7 @@ impl LedgerFile {
             .map_err(io_error("open", &path))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(LedgerError::Locked(state.to_owned()));
-            }
+            Err(Errno::WOULDBLOCK) => return Err(LedgerError::Locked(state.to_owned())),
             Err(errno) => return Err(io_error("lock", &path)(errno.into())),
         }
         Ok(Self {
@@ -105,94 +198,84 @@ impl LedgerFile {
     }
 
     fn path(&self) -> Utf8PathBuf {
-        self.state.join("ledger")
+        ledger_path(&self.state)
     }
 
     /// Reads the ledger; an empty one when there is none yet.
     ///
-    /// A damaged one is set aside and an empty one returned: a machine that nobody can deploy to helps
-    /// nobody. What that means is logged as an error.
+    /// A damaged one is set aside, and its copy takes its place. Where both are damaged, an empty one does: a
+    /// machine that nobody can deploy to helps nobody. What that means is logged as an error and stands in the
+    /// ledger, for the status.
     ///
     /// # Errors
-    /// [`LedgerError::Io`] when it cannot be read or set aside.
+    /// [`LedgerError`] when it cannot be read, set aside or replaced, or when a newer version wrote it.
     pub fn load(&self) -> Result<Ledger, LedgerError> {
         let path = self.path();
-        let mut bytes = Vec::new();
-        match File::open(&path) {
-            Ok(file) => file
-                .take(MAX_LEN)
-                .read_to_end(&mut bytes)
-                .map_err(io_error("read the ledger", &path))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Ledger::default()),
-            Err(error) => return Err(io_error("open the ledger", &path)(error)),
+        let copy = copy_of(&path);
+        let (mut ledger, damage, damaged, means) = match choose(find(&path)?, find(&copy)?) {
+            Choice::New => return Ok(Ledger::default()),
+            Choice::Good(ledger) => return Ok(*ledger),
+            Choice::Newer(found) => return Err(LedgerError::Newer { path, found }),
+            Choice::FromCopy(ledger, damage) => {
+                let means = "the ledger was damaged and was read from its copy, with nothing lost; check the disk";
+                (*ledger, damage, vec![path], means)
+            }
+            Choice::Lost(damage) => {
+                let means = "the ledger and its copy were damaged: this machine has forgotten which deployments it \
+                             has seen and how they ended; until the next one, an old signed deployment would be \
+                             followed again; check the disk";
+                (Ledger::default(), damage, vec![path, copy], means)
+            }
         };
-        decode(&bytes).or_else(|damage| {
-            let aside = self.free_name();
-            fs::rename(&path, &aside).map_err(io_error("set aside the damaged ledger", &path))?;
-            self.sync_folder()?;
-            let damage = crate::job::chain(&damage);
-            tracing::error!(
-                %path, %aside, %damage,
-                "the ledger is damaged and was set aside; this machine has forgotten which deployments it has \
-                 seen: until the next one, an old signed deployment would be followed again; outcomes that \
-                 were not published are lost, and rollbacks by id find nothing; check the disk"
-            );
-            Ok(Ledger::default())
-        })
+        let damage = crate::job::chain(&damage);
+        for path in damaged {
+            if let Some(aside) = self.set_aside(&path)? {
+                tracing::error!(%path, %aside, "a damaged ledger was set aside");
+            }
+        }
+        tracing::error!(%damage, "{means}");
+        ledger.damage = Some(Text::lossy(means));
+        self.save(&ledger)?;
+        Ok(ledger)
     }
 
-    /// Where a damaged ledger can go without replacing an earlier one.
-    fn free_name(&self) -> Utf8PathBuf {
+    /// Puts a damaged file where its next version does not replace it; none when there is no such file.
+    fn set_aside(&self, path: &Utf8Path) -> Result<Option<Utf8PathBuf>, LedgerError> {
         let name = |n: u32| self.state.join(format!("ledger.damaged-{n}"));
-        (1..u32::MAX)
-            .map(name)
-            .find(|path| !path.exists())
-            .unwrap_or_else(|| name(0))
+        let free = (1..=DAMAGED).map(name).find(|path| !path.exists());
+        // The first ones say more about the cause than any later one.
+        let aside = free.unwrap_or_else(|| name(DAMAGED));
+        match fs::rename(path, &aside) {
+            Ok(()) => Ok(Some(aside)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(io_error("set aside the damaged ledger", path)(error)),
+        }
     }
 
     /// Makes `ledger` durable. When this returns, a power cut brings it back or a newer one.
     ///
     /// # Errors
-    /// [`LedgerError::Io`]; the ledger that was there before is untouched then.
+    /// [`LedgerError`]; the ledger that was there before is untouched then, or replaced as a whole.
     pub fn save(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        let path = self.path();
         let bytes = encode(ledger);
-        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        let mut file = self.open_new()?;
-        let new = self.new_path();
-        file.write_all(&bytes)
-            .and_then(|()| file.set_len(len))
-            .map_err(io_error("write the ledger", &new))?;
-        file.sync_all().map_err(io_error("sync the ledger", &new))?;
-        fs::rename(&new, &path).map_err(io_error("replace the ledger", &path))?;
+        let path = self.path();
+        let copy = copy_of(&path);
+        // Both are written before either is synced: the second sync has little left to do.
+        let file = write_new(&path, &bytes)?;
+        let copied = write_new(&copy, &bytes)?;
+        // Both are synced before either is renamed: file systems with a journal do the work once.
+        sync(&path, &file)?;
+        sync(&copy, &copied)?;
+        put_in_place(&path)?;
+        put_in_place(&copy)?;
         self.sync_folder()?;
-        if let Err(error) = self.reserve() {
-            // Not every file system can, and this one is saved.
-            tracing::debug!(%error, "no room for the next ledger was taken");
+        for path in [path, copy] {
+            if let Err(error) = reserve(&path) {
+                // Not every file system can, and this one is saved.
+                tracing::debug!(%error, "no room for the next ledger was taken");
+            }
         }
         Ok(())
-    }
-
-    fn new_path(&self) -> Utf8PathBuf {
-        self.state.join("ledger.new")
-    }
-
-    /// Opens the file that becomes the next ledger, with the room that was taken for it.
-    fn open_new(&self) -> Result<File, LedgerError> {
-        let new = self.new_path();
-        OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&new)
-            .map_err(io_error("open", &new))
-    }
-
-    fn reserve(&self) -> Result<(), LedgerError> {
-        let file = self.open_new()?;
-        fallocate(&file, FallocateFlags::empty(), 0, RESERVED)
-            .map_err(|errno| io_error("take room for", &self.new_path())(errno.into()))
     }
 
     fn sync_folder(&self) -> Result<(), LedgerError> {
@@ -201,137 +284,46 @@ impl LedgerFile {
     }
 }
 
-fn encode(ledger: &Ledger) -> Vec<u8> {
-    let json = serde_json::to_vec(ledger).expect("plain data always has a JSON form");
-    let mut bytes = format!("{MAGIC} {FORMAT} {}\n", digest(&json)).into_bytes();
-    bytes.extend(json);
-    bytes
+/// What becomes the next version of `path`.
+fn new_path(path: &Utf8Path) -> Utf8PathBuf {
+    Utf8PathBuf::from(format!("{path}.new"))
 }
 
-fn decode(bytes: &[u8]) -> Result<Ledger, Damage> {
-    let end = bytes
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .ok_or(Damage::Head)?;
-    let (head, json) = (&bytes[..end], &bytes[end + 1..]);
-    let head = std::str::from_utf8(head).map_err(|_| Damage::Head)?;
-    let mut words = head.split(' ');
-    let (Some(MAGIC), Some(format), Some(checksum), None) =
-        (words.next(), words.next(), words.next(), words.next())
-    else {
-        return Err(Damage::Head);
-    };
-    let format: u32 = format.parse().map_err(|_| Damage::Head)?;
-    if format > FORMAT {
-        return Err(Damage::Newer(format));
-    }
-    if digest(json).as_str() != checksum {
-        return Err(Damage::Checksum);
-    }
-    serde_json::from_slice(json).map_err(Damage::Content)
+/// Opens the file that becomes the next version of `path`, with the room that was taken for it.
+fn open_new(path: &Utf8Path) -> Result<File, LedgerError> {
+    let new = new_path(path);
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&new)
+        .map_err(io_error("open", &new))
+}
+
+fn write_new(path: &Utf8Path, bytes: &[u8]) -> Result<File, LedgerError> {
+    let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let mut file = open_new(path)?;
+    file.write_all(bytes)
+        .and_then(|()| file.set_len(len))
+        .map_err(io_error("write the ledger", &new_path(path)))?;
+    Ok(file)
+}
+
+fn sync(path: &Utf8Path, file: &File) -> Result<(), LedgerError> {
+    file.sync_all()
+        .map_err(io_error("sync the ledger", &new_path(path)))
+}
+
+fn put_in_place(path: &Utf8Path) -> Result<(), LedgerError> {
+    fs::rename(new_path(path), path).map_err(io_error("replace the ledger", path))
+}
+
+fn reserve(path: &Utf8Path) -> Result<(), LedgerError> {
+    let file = open_new(path)?;
+    fallocate(&file, FallocateFlags::empty(), 0, RESERVED)
+        .map_err(|errno| io_error("take room for", &new_path(path))(errno.into()))
 }
 
 #[cfg(test)]
-mod tests {
-    use hoist_agent_core::Floor;
-    use hoist_protocol::{DeploymentId, Order};
-
-    use super::*;
-
-    fn state() -> (tempfile::TempDir, Utf8PathBuf) {
-        let dir = tempfile::tempdir().unwrap();
-        let state = Utf8PathBuf::from_path_buf(dir.path().join("state")).unwrap();
-        (dir, state)
-    }
-
-    fn ledger() -> Ledger {
-        let order = Order {
-            epoch: 1,
-            sequence: 7,
-            id: DeploymentId::new(uuid::Uuid::from_u128(9)),
-        };
-        let floor = Floor {
-            order,
-            content: None,
-        };
-        Ledger {
-            floor: Some(floor),
-            ..Ledger::default()
-        }
-    }
-
-    #[test]
-    fn what_was_saved_is_there_after_a_restart() {
-        let (_dir, state) = state();
-        let file = LedgerFile::open(&state).unwrap();
-        assert_eq!(file.load().unwrap(), Ledger::default());
-        file.save(&ledger()).unwrap();
-        drop(file);
-        assert_eq!(LedgerFile::open(&state).unwrap().load().unwrap(), ledger());
-    }
-
-    #[test]
-    fn a_second_agent_on_the_same_folder_is_refused() {
-        let (_dir, state) = state();
-        let _held = LedgerFile::open(&state).unwrap();
-        let error = LedgerFile::open(&state).unwrap_err();
-        assert!(
-            matches!(&error, LedgerError::Locked(path) if *path == state),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_damaged_ledger_is_set_aside_and_never_overwritten() {
-        let (_dir, state) = state();
-        let file = LedgerFile::open(&state).unwrap();
-        for n in 1..=2 {
-            file.save(&ledger()).unwrap();
-            let mut bytes = fs::read(file.path()).unwrap();
-            let last = bytes.len() - 3;
-            bytes[last] ^= 1;
-            fs::write(file.path(), &bytes).unwrap();
-            assert_eq!(file.load().unwrap(), Ledger::default());
-            let aside = state.join(format!("ledger.damaged-{n}"));
-            assert_eq!(fs::read(aside).unwrap(), bytes);
-        }
-    }
-
-    #[test]
-    fn every_kind_of_damage_is_noticed() {
-        let good = encode(&ledger());
-        assert_eq!(decode(&good).unwrap(), ledger());
-        for n in 0..good.len() {
-            let mut bad = good.clone();
-            bad[n] ^= 0x20;
-            assert!(decode(&bad).is_err(), "byte {n}");
-            assert!(decode(&good[..n]).is_err(), "cut at {n}");
-        }
-        let newer = b"hoist-ledger 2 00\n{}";
-        assert!(matches!(decode(newer), Err(Damage::Newer(2))));
-    }
-
-    #[test]
-    fn room_for_the_next_ledger_is_taken_in_advance() {
-        use std::os::unix::fs::MetadataExt as _;
-        let (_dir, state) = state();
-        let file = LedgerFile::open(&state).unwrap();
-        for _ in 0..2 {
-            file.save(&ledger()).unwrap();
-            let taken = fs::metadata(file.new_path()).unwrap().blocks() * 512;
-            assert!(taken >= RESERVED, "{taken}");
-            // What is left of the room does not end up in the ledger.
-            assert_eq!(file.load().unwrap(), ledger());
-        }
-    }
-
-    #[test]
-    fn the_folder_and_the_ledger_are_private() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let (_dir, state) = state();
-        let file = LedgerFile::open(&state).unwrap();
-        file.save(&ledger()).unwrap();
-        let mode = |path: &Utf8Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&state), mode(&file.path())), (0o700, 0o600));
-    }
-}
+mod tests;
