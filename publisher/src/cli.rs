@@ -20,12 +20,6 @@ Examples:
   hoist deploy spec.json --agent web-1      only this one
   nix eval --json .#deploy | hoist deploy - the spec from standard input
   hoist deploy spec.json --async            publish, read back, and be done
-  hoist deploy spec.json --action dry-activate
-                                            what would change, on each machine
-  hoist deploy spec.json --action boot      with the next boot of each machine
-  hoist deploy spec.json --check-unit nginx.service --check-http http://localhost/ --check-grace 10s
-                                            machines on which that does not hold go back
-  hoist deploy spec.json --spread 30m       a large fleet, not all at once
   hoist status                              the whole fleet
   hoist status web-1                        all that web-1 says of itself
   hoist logs web-1 --follow                 what web-1 says while it deploys
@@ -34,6 +28,19 @@ Examples:
 Settings come from flags, then environment variables, then the configuration file. In CI, secrets
 can be given as they are: HOIST_CA, HOIST_CERTIFICATE, HOIST_KEY and HOIST_SIGNING_KEY take a path
 or the text itself.";
+
+const DEPLOY_EXAMPLES: &str = "\
+Examples:
+  hoist deploy spec.json --action dry-activate
+                                   what would change, on each machine
+  hoist deploy spec.json --action boot
+                                   with the next boot of each machine
+  hoist deploy spec.json --check-unit nginx.service --check-http http://localhost/ --check-grace 10s
+                                   machines on which that does not hold go back
+  hoist deploy spec.json --spread 30m
+                                   a large fleet, not all at once
+  hoist deploy spec.json --require-digest
+                                   nothing that a binary cache could have changed unnoticed";
 
 /// Deploys fleets of Nix machines over MQTT
 #[derive(Debug, Parser)]
@@ -50,7 +57,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Deploy what a spec says, and follow the machines
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = format!("{DEPLOY_EXAMPLES}\n\n{EXIT_CODES}"))]
     Deploy(DeployArgs),
     /// Show where machines stand; of those that are named, all that they say
     Status(StatusArgs),

@@ -17,7 +17,9 @@ pub mod options;
 pub mod outcome;
 pub mod plan;
 pub mod report;
+pub mod said;
 pub mod settings;
+pub mod size;
 pub mod snapshot;
 pub mod spec;
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub enum Outcome {
     UnderWay,
     /// The machine is offline and gets it when it returns.
     Offline,
+    /// The machine is held, and begins when it is released.
+    Held,
 }
 
 impl Outcome {
@@ -93,6 +95,7 @@ impl Outcome {
             Self::TimedOut => "timed_out",
             Self::UnderWay => "under_way",
             Self::Offline => "offline",
+            Self::Held => "held",
         }
     }
 
@@ -109,17 +112,18 @@ impl Outcome {
     #[must_use]
     pub const fn advice(self, agent_log: &str) -> &str {
         match self {
-            // The messages of the last four are the publisher's own and say what to do already.
+            // The messages of the last six are the publisher's own and say what to do already.
             Self::Succeeded
             | Self::Unchanged
-            | Self::Staged
-            | Self::DryActivated
             | Self::Published
             | Self::Superseded
             | Self::Cancelled
             | Self::TimedOut
             | Self::UnderWay
-            | Self::Offline => "",
+            | Self::Offline
+            | Self::Held => "",
+            Self::Staged => "the next boot brings it; `hoist status` says then what was booted",
+            Self::DryActivated => "nothing was changed; `hoist logs` shows what would be",
             Self::NotPublished => "nothing has changed on it",
             Self::Failed | Self::RolledBack => agent_log,
             Self::RollbackFailed => "it needs somebody to look at it now",
@@ -156,7 +160,7 @@ pub enum Exit {
     TimedOut = 6,
     /// A newer deployment took its place, or cancelled it.
     Superseded = 7,
-    /// A machine is offline.
+    /// A machine is offline, or held.
     Offline = 8,
     /// It expired.
     Expired = 9,
@@ -167,7 +171,8 @@ pub enum Exit {
 /// The table of exit codes, for `--help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
-  0    every machine that was waited for runs the deployment
+  0    every machine that was waited for runs the deployment (also: staged, it will with its next boot;
+       dry activated, it said what would change)
   1    error: nothing, or not everything, was published; the message says which
   2    usage: the command line, a setting or the spec is not valid; nothing was done
   3    failed on a machine (also: conflict, and rollback failed, which needs somebody now)
@@ -175,7 +180,7 @@ Exit codes:
   5    rejected by a machine
   6    timed out: a machine was still under way, or silent
   7    superseded or cancelled by a newer deployment
-  8    offline: every machine is, or with `--wait all` one stayed so
+  8    offline or held: every machine is, or with `--wait all` one stayed so
   9    expired before a machine saw it
   130  interrupted; the machines go on by themselves
   With several outcomes the first of 1, 3, 4, 5, 9, 6, 7, 8 is taken.";
@@ -199,11 +204,12 @@ impl Exit {
         self as u8
     }
 
-    /// The exit code of a run whose machines ended so. `waited_for_all` makes one offline machine count;
-    /// otherwise offline machines count only when there is no other.
+    /// The exit code of a run whose machines ended so. `waited_for_all` makes one offline or held machine
+    /// count; otherwise these count only when there is no other.
     #[must_use]
     pub fn of(outcomes: &[Outcome], waited_for_all: bool) -> Self {
-        let all_offline = outcomes.iter().all(|outcome| *outcome == Outcome::Offline);
+        let is_away = |outcome: &Outcome| matches!(outcome, Outcome::Offline | Outcome::Held);
+        let all_away = outcomes.iter().all(is_away);
         let exits: Vec<Self> = outcomes
             .iter()
             .map(|outcome| match outcome {
@@ -219,8 +225,8 @@ impl Exit {
                 Outcome::Expired => Self::Expired,
                 Outcome::Superseded | Outcome::Cancelled => Self::Superseded,
                 Outcome::TimedOut | Outcome::UnderWay => Self::TimedOut,
-                Outcome::Offline if waited_for_all || all_offline => Self::Offline,
-                Outcome::Offline => Self::Ok,
+                Outcome::Offline | Outcome::Held if waited_for_all || all_away => Self::Offline,
+                Outcome::Offline | Outcome::Held => Self::Ok,
             })
             .collect();
         PRECEDENCE
@@ -261,6 +267,12 @@ mod tests {
         assert_eq!(Exit::of(&outcomes, false), Exit::Ok);
         assert_eq!(Exit::of(&outcomes, true), Exit::Offline);
         assert_eq!(Exit::of(&[Outcome::Offline; 2], false), Exit::Offline);
+        let away = [Outcome::Held, Outcome::Offline];
+        assert_eq!(Exit::of(&away, false), Exit::Offline);
+        assert_eq!(
+            Exit::of(&[Outcome::Held, Outcome::Succeeded], false),
+            Exit::Ok
+        );
     }
 
     #[test]

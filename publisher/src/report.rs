@@ -7,20 +7,28 @@
 //!   "interrupted": false, "warnings": ["…"],
 //!   "machines": [ { "agent": "web-1", "outcome": "rolled_back", "reason": "health_check_failed",
 //!     "message": "…", "id": "…", "epoch": 0, "sequence": 1795000000000, "expires": "…", "path": "/nix/store/…",
-//!     "previous_path": "…", "current_path": "…", "superseded_by": null, "log_lines": 12, "log_tail": ["…"] } ] }
+//!     "digest": "a1ff…", "previous_path": "…", "current_path": "…", "superseded_by": null, "kind": "nixos",
+//!     "closure_size": 1300000000, "fetched_bytes": 12000000, "needs_reboot": true, "reboot_reasons": ["kernel"],
+//!     "changes": { "packages_added": 0, "packages_removed": 0, "packages_changed": 3, "size_difference": 12582912,
+//!       "packages": [ { "name": "openssl", "from": "3.0.1", "to": "3.0.2" } ] },
+//!     "warnings": ["…"], "log_lines": 12, "log_tail": ["…"] } ] }
 //! ```
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hoist_protocol::{AgentName, DeploymentId, FleetName, Reason, StorePath, Text};
+use hoist_protocol::{
+    AgentName, Changes, ClosureDigest, DeploymentId, FleetName, Goal, Reason, RebootReason,
+    StorePath, Target, Text,
+};
 use serde::Serialize;
 
 use crate::console::one_line;
-use crate::console::table::{Tone, render};
+use crate::console::table::{Page, Tone, render};
 use crate::follow::{End, Said};
 use crate::outcome::{Exit, Outcome};
 use crate::plan::Signed;
+use crate::said;
 
 /// The version of the JSON.
 pub const SCHEMA: u32 = 1;
@@ -46,6 +54,27 @@ pub struct Report {
     pub machines: Vec<MachineReport>,
 }
 
+/// The closure that a machine was to run; nothing where the operator named none.
+#[derive(Clone, Debug, Default)]
+pub struct Closure {
+    path: Option<StorePath>,
+    digest: Option<ClosureDigest>,
+}
+
+impl Closure {
+    /// That of a target.
+    #[must_use]
+    pub fn of(target: &Target) -> Self {
+        Self {
+            path: match &target.goal {
+                Goal::Closure(path) => Some(path.clone()),
+                Goal::Rollback(_) => None,
+            },
+            digest: target.closure_digest,
+        }
+    }
+}
+
 /// How it ended on one machine.
 #[derive(Debug, Serialize)]
 pub struct MachineReport {
@@ -67,12 +96,28 @@ pub struct MachineReport {
     pub expires: Option<String>,
     /// What the machine was to run, where the operator named a path.
     pub path: Option<StorePath>,
+    /// What was signed of what that holds, in hexadecimal.
+    pub digest: Option<String>,
     /// What ran before, as the machine says.
     pub previous_path: Option<StorePath>,
     /// What runs now, as the machine says.
     pub current_path: Option<StorePath>,
     /// The deployment that took its place.
     pub superseded_by: Option<DeploymentId>,
+    /// How the closure was activated, as the machine says.
+    pub kind: Option<Text<16>>,
+    /// The size of the closure in the store, in bytes.
+    pub closure_size: Option<u64>,
+    /// How many bytes came from binary caches.
+    pub fetched_bytes: Option<u64>,
+    /// Whether something takes effect at the machine's next boot only.
+    pub needs_reboot: bool,
+    /// What that is.
+    pub reboot_reasons: Vec<RebootReason>,
+    /// What is different from what ran before.
+    pub changes: Option<Changes>,
+    /// What somebody should look at on the machine.
+    pub warnings: Vec<Text<256>>,
     /// How many lines it logged.
     pub log_lines: Option<u64>,
     /// The last of them.
@@ -82,7 +127,7 @@ pub struct MachineReport {
 impl MachineReport {
     /// From how a run ended for a machine.
     #[must_use]
-    pub fn new(signed: &Signed, end: End, said: &Said, path: Option<StorePath>) -> Self {
+    pub fn new(signed: &Signed, end: End, said: &Said, closure: Closure) -> Self {
         Self {
             agent: signed.machine.agent.clone(),
             outcome: end.outcome,
@@ -92,10 +137,18 @@ impl MachineReport {
             epoch: Some(signed.order.epoch),
             sequence: Some(signed.order.sequence),
             expires: Some(signed.expires.to_string()),
-            path,
+            path: closure.path,
+            digest: closure.digest.map(|digest| digest.to_string()),
             previous_path: said.previous_path.clone(),
             current_path: said.current_path.clone(),
             superseded_by: end.superseded_by,
+            kind: said.kind.clone(),
+            closure_size: said.closure_size,
+            fetched_bytes: said.fetch.map(|fetch| fetch.fetched_bytes),
+            needs_reboot: end.outcome == Outcome::Staged || !said.reboot_reasons.is_empty(),
+            reboot_reasons: said.reboot_reasons.clone(),
+            changes: said.changes.clone(),
+            warnings: said.warnings.clone(),
             log_lines: said.log_lines,
             log_tail: said.log_tail.clone(),
         }
@@ -103,7 +156,7 @@ impl MachineReport {
 
     /// For a machine whose deployment could not be made.
     #[must_use]
-    pub fn unsigned(agent: AgentName, message: &str, path: Option<StorePath>) -> Self {
+    pub fn unsigned(agent: AgentName, message: &str, closure: Closure) -> Self {
         Self {
             agent,
             outcome: Outcome::NotPublished,
@@ -113,10 +166,18 @@ impl MachineReport {
             epoch: None,
             sequence: None,
             expires: None,
-            path,
+            path: closure.path,
+            digest: closure.digest.map(|digest| digest.to_string()),
             previous_path: None,
             current_path: None,
             superseded_by: None,
+            kind: None,
+            closure_size: None,
+            fetched_bytes: None,
+            needs_reboot: false,
+            reboot_reasons: Vec::new(),
+            changes: None,
+            warnings: Vec::new(),
             log_lines: None,
             log_tail: Vec::new(),
         }
@@ -125,7 +186,9 @@ impl MachineReport {
     fn row(&self) -> Vec<(String, Tone)> {
         let tone = match self.outcome {
             outcome if outcome.is_good() => Tone::Good,
-            Outcome::Offline | Outcome::Superseded | Outcome::UnderWay => Tone::Mild,
+            Outcome::Offline | Outcome::Held | Outcome::Superseded | Outcome::UnderWay => {
+                Tone::Mild
+            }
             _ => Tone::Bad,
         };
         let id = self.id.map_or_else(|| "-".to_owned(), DeploymentId::short);
@@ -140,21 +203,43 @@ impl MachineReport {
     }
 
     fn detail(&self) -> String {
-        if self.outcome.is_good() {
-            return String::new();
-        }
-        let logs = format!("see `hoist logs {}`", self.agent);
-        let advice = self.outcome.advice(&logs);
         let message = one_line(self.message.as_str());
         let reason = self
             .reason
             .map_or_else(String::new, |reason| format!("[{reason}] "));
-        match (message.is_empty(), advice.is_empty()) {
-            (false, false) => format!("{reason}{message}; {advice}"),
-            (false, true) => format!("{reason}{message}"),
-            (true, _) => format!("{reason}{advice}"),
+        if self.outcome.is_good() {
+            // Nothing is to be said of what went well, but for what it brought and what is left to do.
+            let went = match reason.is_empty() {
+                true => String::new(),
+                false => format!("{reason}{message}"),
+            };
+            let reboot = match self.outcome {
+                Outcome::Staged => String::new(),
+                _ => said::reboot(&self.reboot_reasons),
+            };
+            let changes = self
+                .changes
+                .as_ref()
+                .map_or_else(String::new, said::changes);
+            let parts = [went, changes, reboot, self.outcome.advice("").to_owned()];
+            return joined(&parts);
         }
+        let logs = format!("see `hoist logs {}`", self.agent);
+        let advice = match self.reason.map_or("", said::advice) {
+            "" => self.outcome.advice(&logs),
+            advice => advice,
+        };
+        format!("{reason}{}", joined(&[message, advice.to_owned()]))
     }
+}
+
+fn joined(parts: &[String]) -> String {
+    let parts: Vec<&str> = parts
+        .iter()
+        .map(String::as_str)
+        .filter(|part| !part.is_empty())
+        .collect();
+    parts.join("; ")
 }
 
 impl Report {
@@ -201,8 +286,13 @@ impl Report {
     /// The table for people.
     #[must_use]
     pub fn table(&self) -> String {
+        self.table_on(Page::stdout())
+    }
+
+    fn table_on(&self, page: Page) -> String {
         let rows = self.machines.iter().map(MachineReport::row).collect();
         render(
+            page,
             &["MACHINE", "OUTCOME", "CLOSURE", "DEPLOYMENT", "DETAIL"],
             rows,
         )
@@ -246,7 +336,8 @@ mod tests {
             .enumerate()
             .map(|(n, outcome)| {
                 let agent = machine(&format!("web-{n}")).agent;
-                let mut machine = MachineReport::unsigned(agent, "it\nsaid\tso", None);
+                let mut machine =
+                    MachineReport::unsigned(agent, "it\nsaid\tso", Closure::default());
                 machine.outcome = *outcome;
                 machine
             })
@@ -286,5 +377,78 @@ mod tests {
     fn the_summary_counts_what_is_good_first() {
         let report = report(&[Outcome::Failed, Outcome::Succeeded, Outcome::Failed]);
         assert_eq!(report.summary(), "1 succeeded, 2 failed");
+    }
+    fn ended(agent: &str, outcome: Outcome) -> MachineReport {
+        let agent = machine(agent).agent;
+        let mut report = MachineReport::unsigned(agent, "", Closure::default());
+        report.outcome = outcome;
+        report
+    }
+
+    /// One of each kind that has something new to say.
+    fn mixed() -> Report {
+        let mut updated = ended("web-1", Outcome::Succeeded);
+        updated.changes = Some(Changes {
+            packages_changed: 3,
+            size_difference: 12 << 20,
+            ..Changes::default()
+        });
+        updated.reboot_reasons = vec![RebootReason::Kernel];
+        let mut kept = ended("web-2", Outcome::Succeeded);
+        kept.reason = Some(Reason::UnitsFailed);
+        kept.message = Text::lossy("a.service failed, as before");
+        let mut refused = ended("web-5", Outcome::Rejected);
+        refused.reason = Some(Reason::NoAgent);
+        refused.message = Text::lossy("the closure has no agent");
+        let mut held = ended("web-6", Outcome::Held);
+        held.message = Text::lossy(&said::held_at_machine(None));
+        let staged = ended("web-3", Outcome::Staged);
+        let dry = ended("web-4", Outcome::DryActivated);
+        let fleet = machine("web-1").fleet;
+        let machines = vec![updated, kept, staged, dry, refused, held];
+        Report::new("deploy", fleet, machines, Vec::new(), Duration::ZERO)
+    }
+
+    #[test]
+    fn what_was_brought_and_what_is_left_to_do_stands_beside_each_machine() {
+        let table = mixed().table_on(Page::plain(Some(160)));
+        let lines: Vec<&str> = table.lines().collect();
+        let expected = [
+            " MACHINE  OUTCOME        CLOSURE  DEPLOYMENT  DETAIL",
+            " web-1    succeeded      -        -           3 packages changed, +12 MiB; needs a reboot (kernel)",
+            " web-2    succeeded      -        -           [units_failed] a.service failed, as before",
+            " web-3    staged         -        -           the next boot brings it; `hoist status` says then what was booted",
+            " web-4    dry activated  -        -           nothing was changed; `hoist logs` shows what would be",
+            " web-5    rejected       -        -           [no_agent] the closure has no agent; add Hoist's agent to the configuration, or give --allow-no-agent if that is",
+            "                                              meant",
+            " web-6    held           -        -           held by somebody at the machine; `hoist-agent release` there ends that",
+        ];
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn on_a_narrow_terminal_only_the_details_are_broken() {
+        let table = mixed().table_on(Page::plain(Some(80)));
+        let lines: Vec<&str> = table.lines().collect();
+        let expected = [
+            " MACHINE  OUTCOME        CLOSURE  DEPLOYMENT  DETAIL",
+            " web-1    succeeded      -        -           3 packages changed, +12 MiB;",
+            "                                              needs a reboot (kernel)",
+            " web-2    succeeded      -        -           [units_failed] a.service failed,",
+            "                                              as before",
+            " web-3    staged         -        -           the next boot brings it; `hoist",
+            "                                              status` says then what was booted",
+            " web-4    dry activated  -        -           nothing was changed; `hoist logs`",
+            "                                              shows what would be",
+            " web-5    rejected       -        -           [no_agent] the closure has no",
+            "                                              agent; add Hoist's agent to the",
+            "                                              configuration, or give",
+            "                                              --allow-no-agent if that is meant",
+            " web-6    held           -        -           held by somebody at the machine;",
+            "                                              `hoist-agent release` there ends",
+            "                                              that",
+        ];
+        assert_eq!(lines, expected);
+        assert!(table.lines().all(|line| line.chars().count() <= 80));
     }
 }

@@ -81,7 +81,6 @@ async fn add_digests(
         .map(|wanted| wanted.path.clone())
         .collect();
     let of_nix = match digests::of(&asked).await {
-        _ if asked.is_empty() => Ok(BTreeMap::new()),
         Err(error) if args.require_digest => return Err(CommandError::Digests(error)),
         answer => answer,
     };

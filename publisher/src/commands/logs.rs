@@ -1,7 +1,7 @@
 //! `hoist logs`: what a machine's newest deployment said, and with `--follow` what it says.
 
 use hoist_certs::program::now;
-use hoist_protocol::{AgentName, Channel, LogLine, Status, Topic};
+use hoist_protocol::{AgentName, Channel, LogLine, State, Status, Topic};
 
 use super::status::READERS;
 use super::{CommandError, unknown_machine};
@@ -12,6 +12,7 @@ use crate::lines_shown::LinesShown;
 use crate::link::{Event, Filter, Link, Ticket, filters};
 use crate::outcome::Exit;
 use crate::report::SCHEMA;
+use crate::said;
 use crate::settings::{Caller, Flags, Settings, process_environment};
 use crate::snapshot::{self, Wanted};
 
@@ -55,6 +56,9 @@ async fn show(args: &LogsArgs, caller: &Caller) -> Result<Exit, CommandError> {
         (Some(status), true) if !args.follow => write(&document(status))?,
         (Some(status), false) => {
             console.note(&headline(status));
+            for line in would_change(status) {
+                write(&format!("{} | {line}\n", args.agent))?;
+            }
             for line in &status.log_tail {
                 write(&format!(
                     "{} |   {}\n",
@@ -161,12 +165,36 @@ fn headline(status: &Status) -> String {
     format!("{}: deployment {id} {state}{lines}", status.agent)
 }
 
+/// Of a deployment that was tried dry, what would be different.
+fn would_change(status: &Status) -> Vec<String> {
+    let (State::DryActivated, Some(changes)) = (status.state, &status.changes) else {
+        return Vec::new();
+    };
+    let summary = match said::changes(changes) {
+        same if same.is_empty() => "no package would change".to_owned(),
+        summary => format!("would change: {summary}"),
+    };
+    let packages = changes.packages.iter();
+    let packages = packages.map(|package| format!("  {}", said::package(package)));
+    let more = match said::unnamed_packages(changes) {
+        0 => None,
+        more => Some(format!("  and {more} more")),
+    };
+    std::iter::once(summary)
+        .chain(packages)
+        .chain(more)
+        .collect()
+}
+
 fn document(status: &Status) -> String {
     let document = serde_json::json!({
         "schema": SCHEMA,
         "agent": status.agent,
         "id": status.id,
         "state": status.state,
+        "reason": status.reason,
+        "action": status.action,
+        "changes": status.changes,
         "read_at": now().to_string(),
         "log_lines": status.log_lines,
         "log_tail": status.log_tail,
@@ -176,4 +204,40 @@ fn document(status: &Status) -> String {
 
 fn write(text: &str) -> Result<(), CommandError> {
     print(text).map_err(CommandError::Output)
+}
+
+#[cfg(test)]
+mod tests {
+    use hoist_protocol::{Changes, PackageChange, Text};
+
+    use super::*;
+    use crate::testing::{order, status};
+
+    #[test]
+    fn what_a_dry_activation_would_change_is_said_and_of_no_other() {
+        let mut report = status(order(1), State::DryActivated);
+        report.changes = Some(Changes {
+            packages_changed: 1,
+            packages_added: 1,
+            size_difference: 1 << 20,
+            packages: vec![PackageChange {
+                name: Text::lossy("git"),
+                from: None,
+                to: Some(Text::lossy("2.44")),
+            }],
+            ..Changes::default()
+        });
+        assert_eq!(
+            would_change(&report),
+            [
+                "would change: 1 package changed, 1 added, +1.0 MiB",
+                "  git 2.44 added",
+                "  and 1 more",
+            ]
+        );
+        report.changes = Some(Changes::default());
+        assert_eq!(would_change(&report), ["no package would change"]);
+        report.state = State::Succeeded;
+        assert_eq!(would_change(&report), [""; 0]);
+    }
 }

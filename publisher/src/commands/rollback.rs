@@ -4,7 +4,7 @@
 //! those that are shown come from the machine's reports, which nobody has signed.
 
 use hoist_certs::Role;
-use hoist_protocol::{AgentName, DeploymentId, History, RollbackTo, StorePath};
+use hoist_protocol::{AgentName, DeploymentId, History, RollbackTo, State, StorePath};
 
 use super::CommandError;
 use super::send::{Sending, Task};
@@ -38,10 +38,11 @@ pub(super) struct Choice {
     pub(super) said: String,
 }
 
-/// A deployment that ended well: the machine ran it, or still does.
+/// A deployment that ended well: the machine ran it, or still does, or will with its next boot.
 struct Good<'a> {
     id: DeploymentId,
     path: Option<&'a StorePath>,
+    ran: bool,
 }
 
 impl Good<'_> {
@@ -73,7 +74,7 @@ pub(super) fn choose(
     // A repeat of what runs is no way back.
     let before = good[1..]
         .iter()
-        .find(|other| runs.path.is_none() || other.path != runs.path);
+        .find(|other| other.ran && (runs.path.is_none() || other.path != runs.path));
     Ok(match before {
         Some(before) => Choice {
             to: RollbackTo::Deployment(before.id),
@@ -94,20 +95,27 @@ pub(super) fn choose(
 fn good(seen: &Seen) -> Vec<Good<'_>> {
     let entries = seen.history.iter().flat_map(|history| &history.entries);
     let mut good: Vec<Good<'_>> = entries
-        .filter(|entry| entry.state.is_good())
+        .filter(|entry| is_there(entry.state))
         .map(|entry| Good {
             id: entry.id,
             path: entry.path.as_ref(),
+            ran: entry.state != State::Staged,
         })
         .collect();
-    if let Some(status) = seen.status.as_ref().filter(|status| status.state.is_good())
+    if let Some(status) = seen.status.as_ref().filter(|status| is_there(status.state))
         && let Some(id) = status.id
         && good.iter().all(|known| known.id != id)
     {
         let path = status.path.as_ref().or(status.current_path.as_ref());
-        good.insert(0, Good { id, path });
+        let ran = status.state != State::Staged;
+        good.insert(0, Good { id, path, ran });
     }
     good
+}
+
+/// Whether a deployment that ended so is on the machine; one that was tried dry is not.
+fn is_there(state: State) -> bool {
+    state.is_good() && state != State::DryActivated
 }
 
 fn find(history: Option<&History>, given: &str) -> Result<DeploymentId, CommandError> {
@@ -124,7 +132,7 @@ fn find(history: Option<&History>, given: &str) -> Result<DeploymentId, CommandE
 
 #[cfg(test)]
 mod tests {
-    use hoist_protocol::{HistoryEntry, State, Text, Timestamp};
+    use hoist_protocol::{HistoryEntry, Text, Timestamp};
 
     use super::*;
     use crate::testing::{id, machine, order, status};
@@ -192,6 +200,27 @@ mod tests {
             (1, State::Succeeded, "a"),
         ]);
         assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(1))));
+    }
+
+    #[test]
+    fn what_was_tried_dry_or_only_staged_has_not_run() {
+        let seen = seen(&[
+            (5, State::DryActivated, "e"),
+            (4, State::Succeeded, "d"),
+            (3, State::Staged, "c"),
+            (2, State::Succeeded, "b"),
+        ]);
+        assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(2))));
+    }
+
+    #[test]
+    fn what_waits_for_a_boot_goes_back_to_what_runs() {
+        let seen = seen(&[
+            (3, State::Staged, "c"),
+            (2, State::Succeeded, "b"),
+            (1, State::Succeeded, "a"),
+        ]);
+        assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(2))));
     }
 
     #[test]

@@ -5,8 +5,7 @@ use std::time::Instant;
 
 use hoist_certs::program::now;
 use hoist_protocol::{
-    AgentName, Channel, DeploymentId, FORMAT, Goal, KnownOrders, Machine, Provenance, StorePath,
-    Target,
+    AgentName, Channel, DeploymentId, FORMAT, Goal, KnownOrders, Machine, Provenance, Target,
 };
 use uuid::Uuid;
 
@@ -19,7 +18,7 @@ use crate::link::{Link, filters};
 use crate::options::Options;
 use crate::outcome::{Exit, Outcome};
 use crate::plan::{Orders, Signed};
-use crate::report::{MachineReport, Report};
+use crate::report::{Closure, MachineReport, Report};
 use crate::settings::{Caller, Keys, process_environment};
 use crate::snapshot::{self, Seen, Snapshot, Wanted};
 use crate::{DeploymentArgs, FollowArgs, WaitFor};
@@ -57,7 +56,7 @@ pub(super) struct Sending<'a> {
 struct Made {
     signed: Vec<Signed>,
     unsigned: Vec<MachineReport>,
-    paths: BTreeMap<AgentName, StorePath>,
+    closures: BTreeMap<AgentName, Closure>,
     warnings: Warnings,
 }
 
@@ -137,8 +136,8 @@ impl<'a> Sending<'a> {
         let mut machines: Vec<MachineReport> = run
             .ends(run_began.elapsed(), now())
             .map(|(signed, end, said)| {
-                let path = made.paths.get(&signed.machine.agent).cloned();
-                MachineReport::new(signed, end, said, path)
+                let closure = made.closures.get(&signed.machine.agent).cloned();
+                MachineReport::new(signed, end, said, closure.unwrap_or_default())
             })
             .collect();
         machines.extend(made.unsigned);
@@ -240,7 +239,7 @@ impl<'a> Sending<'a> {
         let mut made = Made {
             signed: Vec::new(),
             unsigned: Vec::new(),
-            paths: BTreeMap::new(),
+            closures: BTreeMap::new(),
             warnings: Warnings::default(),
         };
         let nothing = Seen::default();
@@ -258,17 +257,17 @@ impl<'a> Sending<'a> {
                 );
                 made.warnings.add(warning, &agent);
             }
-            if let Goal::Closure(path) = &target.goal {
-                made.paths.insert(agent.clone(), path.clone());
-            }
+            let closure = Closure::of(&target);
             match orders.sign(machine, target, known, new_id()) {
-                Ok(signed) => made.signed.push(signed),
+                Ok(signed) => {
+                    made.closures.insert(agent, closure);
+                    made.signed.push(signed);
+                }
                 Err(error) => {
-                    let path = made.paths.get(&agent).cloned();
                     let message = hoist_certs::program::report(&error.into());
                     made.warnings.add(message.clone(), &agent);
                     made.unsigned
-                        .push(MachineReport::unsigned(agent, &message, path));
+                        .push(MachineReport::unsigned(agent, &message, closure));
                 }
             }
         }

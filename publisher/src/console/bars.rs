@@ -6,7 +6,7 @@ use hoist_protocol::State;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::describe::describe;
-use crate::follow::{Outlook, Phase, Published};
+use crate::follow::{Outlook, Phase, Published, Step};
 use crate::outcome::Outcome;
 
 /// Most machines that have a line of their own.
@@ -45,12 +45,15 @@ enum Look {
 impl Look {
     fn of(phase: &Phase) -> Self {
         match phase {
-            Phase::Reported(_, Some(_)) => Self::Measured,
-            Phase::Reported(State::RollingBack, None) => Self::Bad,
-            Phase::Reported(_, None) => Self::Working,
+            Phase::Reported(step) if step.percent.is_some() => Self::Measured,
+            Phase::Reported(step) => match step.state {
+                State::RollingBack => Self::Bad,
+                State::Held => Self::Waiting,
+                _ => Self::Working,
+            },
             Phase::Publishing | Phase::Published | Phase::Away => Self::Waiting,
             Phase::Ended(outcome) if outcome.is_good() => Self::Good,
-            Phase::Ended(Outcome::Offline) => Self::Waiting,
+            Phase::Ended(Outcome::Offline | Outcome::Held) => Self::Waiting,
             Phase::Ended(_) => Self::Bad,
         }
     }
@@ -144,12 +147,22 @@ impl Bars {
                 row.bar.set_style(look.style(self.colours));
                 row.look = Some(*look);
             }
-            if let Phase::Reported(_, Some(percent)) = outlook.phase {
-                row.bar.set_position(percent.into());
+            if let Phase::Reported(step) = outlook.phase {
+                let (done, of) = measure(&step);
+                row.bar.set_length(of);
+                row.bar.set_position(done);
             }
             row.bar.set_prefix(format!("{:<width$}", outlook.agent));
             row.bar.set_message(describe(outlook));
         }
+    }
+}
+
+/// How far the bar is: by bytes where they are known, else in percent.
+fn measure(step: &Step) -> (u64, u64) {
+    match step.fetch {
+        Some(fetch) if fetch.fetch_bytes > 0 => (fetch.fetched_bytes, fetch.fetch_bytes),
+        _ => (step.percent.unwrap_or(0).into(), 100),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use hoist_protocol::AgentName;
 
 use super::describe::describe;
-use crate::follow::{Outlook, Phase, Published};
+use crate::follow::{Outlook, Phase, Published, Step};
 use crate::outcome::Outcome;
 
 /// A machine's percentage is shown again when it has risen by so much.
@@ -80,9 +80,13 @@ impl Lines {
 
 fn stepped(phase: &Phase) -> Phase {
     match phase {
-        Phase::Reported(state, progress) => {
-            Phase::Reported(*state, progress.map(|percent| percent / STEP * STEP))
-        }
+        Phase::Reported(step) => Phase::Reported(Step {
+            percent: step.percent.map(|percent| percent / STEP * STEP),
+            // Every report has other numbers than the one before.
+            fetch: None,
+            rate: None,
+            ..*step
+        }),
         other => other.clone(),
     }
 }
@@ -114,7 +118,14 @@ mod tests {
     #[test]
     fn a_change_is_said_once() {
         let mut shown = Lines::default();
-        let fetching = |percent| Phase::Reported(State::Fetching, Some(percent));
+        let fetching = |percent| {
+            Phase::Reported(Step {
+                state: State::Fetching,
+                percent: Some(percent),
+                fetch: None,
+                rate: Some(percent.into()),
+            })
+        };
         assert_eq!(
             lines(&mut shown, fetching(40), ""),
             ["web-1 | fetching 40 %"]

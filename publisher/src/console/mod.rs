@@ -11,7 +11,7 @@ use hoist_protocol::{AgentName, LogLine, Stream, Text};
 
 use crate::follow::{Outlook, Published};
 use bars::Bars;
-pub use describe::describe;
+pub use describe::{describe, fetched};
 use lines::Lines;
 
 /// How much is said on stderr while a command works.

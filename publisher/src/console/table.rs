@@ -19,21 +19,52 @@ pub enum Tone {
     Mild,
 }
 
-/// A table with this header; each row has a text and a tone for each column.
-#[must_use]
-pub fn render(header: &[&str], rows: Vec<Vec<(String, Tone)>>) -> String {
-    let is_terminal = std::io::stdout().is_terminal();
-    let colours = stdout_has_colours();
+/// Where a table is shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Page {
+    /// The width in columns to fit into; none where lines have no end, such as a file.
+    width: Option<u16>,
+    colours: bool,
+}
+
+impl Page {
+    pub(crate) fn stdout() -> Self {
+        let is_terminal = std::io::stdout().is_terminal();
+        Self {
+            // Where the terminal does not say, a terminal has 80 columns.
+            width: is_terminal.then(|| Table::new().width().unwrap_or(80)),
+            colours: stdout_has_colours(),
+        }
+    }
+
+    /// Without colours, so wide.
+    #[cfg(test)]
+    pub(crate) const fn plain(width: Option<u16>) -> Self {
+        Self {
+            width,
+            colours: false,
+        }
+    }
+}
+
+/// A table on `page` with this header; each row has a text and a tone for each column.
+pub(crate) fn render(page: Page, header: &[&str], rows: Vec<Vec<(String, Tone)>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    if is_terminal {
-        table.set_content_arrangement(ContentArrangement::Dynamic);
-    } else {
-        table.force_no_tty();
+    match page.width {
+        Some(width) => {
+            table.set_content_arrangement(ContentArrangement::Dynamic);
+            table.set_width(width);
+            // Where it is a terminal is known, and colours were decided on.
+            table.enforce_styling();
+        }
+        None => {
+            table.force_no_tty();
+        }
     }
     table.set_header(header.iter().map(|text| {
         let cell = Cell::new(text);
-        if colours {
+        if page.colours {
             cell.add_attribute(Attribute::Bold)
         } else {
             cell
@@ -43,7 +74,7 @@ pub fn render(header: &[&str], rows: Vec<Vec<(String, Tone)>>) -> String {
         table.add_row(row.into_iter().map(|(text, tone)| {
             let cell = Cell::new(text);
             match tone {
-                _ if !colours => cell,
+                _ if !page.colours => cell,
                 Tone::Plain => cell,
                 Tone::Good => cell.fg(Color::Green),
                 Tone::Bad => cell.fg(Color::Red),

@@ -5,5 +5,5 @@ mod run;
 mod watch;
 
 pub use delivery::{ATTEMPTS, Delivery, Found, QUIET, Refusal, Stage};
-pub use run::{Action, Heard, Outlook, Phase, Published, Run, WINDOW};
+pub use run::{Action, Heard, Outlook, Phase, Published, Run, Step, WINDOW};
 pub use watch::{End, NEWER_GRACE, OFFLINE_GRACE, SETTLE, Said, Verdict, Wait, Watch};

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use hoist_protocol::{
-    AgentName, Channel, History, LogLine, Presence, ReportError, State, Status, Timestamp, Topic,
-    TrustedKeys,
+    AgentName, Channel, FetchProgress, History, LogLine, Presence, ReportError, State, Status,
+    Text, Timestamp, Topic, TrustedKeys, digest,
 };
 
 use super::delivery::{Delivery, Found, Refusal, Stage};
@@ -41,6 +41,39 @@ pub enum Heard {
     Unreadable(Channel, ReportError),
 }
 
+/// Where a machine that has answered stands.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Step {
+    /// Its state.
+    pub state: State,
+    /// How much of that is done, in percent.
+    pub percent: Option<u8>,
+    /// How far the fetch is, while it fetches.
+    pub fetch: Option<FetchProgress>,
+    /// How fast it fetches, in bytes a second.
+    pub rate: Option<u64>,
+}
+
+impl Step {
+    fn new(state: State, said: &Said) -> Self {
+        let fetch = said.fetch.filter(|_| state == State::Fetching);
+        Self {
+            state,
+            percent: said.progress.or_else(|| percent(&fetch?)),
+            fetch,
+            rate: said.rate,
+        }
+    }
+}
+
+/// How much has come, in percent; none before it is known how much will.
+fn percent(fetch: &FetchProgress) -> Option<u8> {
+    let share = u128::from(fetch.fetched_bytes) * 100 / u128::from(fetch.fetch_bytes).max(1);
+    u8::try_from(share.min(100))
+        .ok()
+        .filter(|_| fetch.fetch_bytes > 0)
+}
+
 /// Where a machine stands, to be shown.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Phase {
@@ -51,7 +84,7 @@ pub enum Phase {
     /// It is offline.
     Away,
     /// It has answered.
-    Reported(State, Option<u8>),
+    Reported(Step),
     /// It has ended.
     Ended(Outcome),
 }
@@ -91,6 +124,10 @@ struct Member {
     delivery: Delivery,
     watch: Watch,
     unreadable: bool,
+    /// The digest of what lay on its topic when the run began.
+    before: Option<Text<64>>,
+    /// Something else lies there since, which nobody known here signed.
+    replaced: bool,
 }
 
 /// One run: some signed deployments, published and followed together.
@@ -123,6 +160,8 @@ impl Run {
                 delivery: Delivery::default(),
                 watch: Watch::new(signed.order, signed.digest.clone(), signed.expires),
                 unreadable: false,
+                before: None,
+                replaced: false,
                 signed,
             })
             .collect();
@@ -150,7 +189,9 @@ impl Run {
         let Some(number) = self.numbers.get(agent) else {
             return;
         };
-        let watch = &mut self.members[*number].watch;
+        let member = &mut self.members[*number];
+        member.before = seen.deploy.as_deref().map(digest);
+        let watch = &mut member.watch;
         if let Some(presence) = seen.presence {
             watch.saw_presence(presence, Duration::ZERO);
         }
@@ -176,6 +217,9 @@ impl Run {
         let mut unsent = false;
         for (number, member) in self.members.iter_mut().enumerate() {
             member.delivery.tick(now, self.quiet_since);
+            if member.lost_to_unknown() {
+                member.watch.overtaken_by_unknown(now);
+            }
             if *member.delivery.stage() != Stage::Queued {
                 continue;
             }
@@ -269,6 +313,9 @@ impl Run {
                 if let Found::Newer(order) = &found {
                     member.watch.overtaken(order.id, now);
                 }
+                if matches!(found, Found::Unknown(_)) {
+                    member.replaced = member.before != Some(digest(payload));
+                }
                 member.delivery.saw(&found, retained);
                 return None;
             }
@@ -345,12 +392,14 @@ impl Run {
                 }
                 (Verdict::Ended(end), _) => (Phase::Ended(end.outcome), end.message.to_string()),
                 (_, Some(state)) => (
-                    Phase::Reported(state, said.progress),
-                    said.message.to_string(),
+                    Phase::Reported(Step::new(state, said)),
+                    said.held
+                        .clone()
+                        .unwrap_or_else(|| said.message.to_string()),
                 ),
                 _ if !member.is_settled() => (Phase::Publishing, String::new()),
                 (Verdict::Away, None) => (Phase::Away, String::new()),
-                (Verdict::Pending, None) => (
+                (Verdict::Pending | Verdict::Held, None) => (
                     match member.watch.presence() {
                         Some(Presence::Online) => Phase::Published,
                         Some(Presence::Offline) | None => Phase::Away,
@@ -379,13 +428,11 @@ impl Run {
                     Outcome::NotPublished,
                     "the time was up before the broker showed it on its topic",
                 ),
-                (None, None) => match member.delivery.stage() {
-                    Stage::Overtaken(_) => member.watch.given_up(),
-                    _ => End::new(Outcome::Published, ""),
-                },
+                (None, None) if member.watch.is_overtaken() => member.watch.given_up(),
+                (None, None) => End::new(Outcome::Published, ""),
                 (None, Some(wait)) => match member.watch.verdict(wait, now, wall) {
                     Verdict::Ended(end) => end,
-                    Verdict::Pending | Verdict::Away => member.watch.given_up(),
+                    Verdict::Pending | Verdict::Away | Verdict::Held => member.watch.given_up(),
                 },
             };
             (&member.signed, end, member.watch.said())
@@ -428,12 +475,24 @@ impl Member {
         }
     }
 
-    /// Why its deployment did not get there, unless the machine has it all the same.
+    /// Why its deployment did not get there, unless the machine has it all the same, or a newer one.
     fn refusal(&self) -> Option<&Refusal> {
         match self.delivery.stage() {
-            Stage::Refused(refusal) if !self.watch.has_answered() => Some(refusal),
+            Stage::Refused(refusal) if !self.watch.has_answered() && !self.watch.is_overtaken() => {
+                Some(refusal)
+            }
             _ => None,
         }
+    }
+
+    /// Whether the broker refuses it, and holds something else than when the run began, which nobody known here
+    /// signed: a broker that verifies what is published keeps what is newer.
+    fn lost_to_unknown(&self) -> bool {
+        let refused = matches!(
+            self.delivery.stage(),
+            Stage::Refused(Refusal::Closed | Refusal::LikeOthers)
+        );
+        refused && self.replaced
     }
 }
 

@@ -1,6 +1,7 @@
 use hoist_protocol::{Goal, KnownOrders, Machine, Order, Provenance, RollbackTo, Target, Text};
 
 use super::*;
+use crate::follow::{ATTEMPTS, NEWER_GRACE};
 use crate::plan::Orders;
 use crate::testing::{id, key, machine, status};
 
@@ -144,7 +145,7 @@ fn a_broker_that_acknowledges_and_drops_is_found_out() {
         now += Duration::from_secs(1);
         assert!(now < Duration::from_secs(100), "it never ends");
     }
-    assert_eq!(published, super::super::ATTEMPTS);
+    assert_eq!(published, ATTEMPTS);
     assert_eq!(run.outcomes(now), [Outcome::NotPublished]);
 }
 
@@ -246,7 +247,7 @@ fn of_two_publishers_at_once_exactly_one_wins() {
         NOW,
     );
     assert_eq!(loser.actions(NOW), []);
-    let later = NOW + super::super::NEWER_GRACE;
+    let later = NOW + NEWER_GRACE;
     assert!(loser.is_over(later, WALL));
     let (_, end, _) = loser.ends(later, WALL).next().unwrap();
     assert_eq!(
@@ -335,4 +336,76 @@ fn what_is_on_another_fleets_topic_is_ignored() {
     let outlook = run.outlook(NOW, WALL).next().unwrap();
     assert_eq!(outlook.phase, Phase::Publishing);
     assert_eq!(run.members[0].watch.presence(), None);
+}
+
+/// The broker closes the connection on each attempt, and shows `held` to whoever comes back.
+fn refused_by_a_broker_that_holds(run: &mut Run, held: &[u8]) {
+    for _ in 0..ATTEMPTS {
+        assert_eq!(run.actions(NOW), [Action::Publish(0)]);
+        run.disconnected();
+        run.connected(NOW);
+        run.saw(&topic("web-1", Channel::Deploy), held, true, NOW);
+        // The window that is held open for what is retained.
+        run.hold_until = NOW;
+    }
+    assert_eq!(run.actions(NOW), []);
+}
+
+#[test]
+fn losing_a_race_to_a_publisher_that_is_not_known_is_superseded() {
+    let winner = signed_by("stranger", machine("web-1"), 2_000_000, 999).envelope;
+    for wait in [None, Some(Wait::Online)] {
+        let mut run = run(&["web-1"], wait);
+        refused_by_a_broker_that_holds(&mut run, &winner);
+        let later = NOW + NEWER_GRACE;
+        assert!(run.is_over(later, WALL), "{wait:?}");
+        let (_, end, _) = run.ends(later, WALL).next().unwrap();
+        assert_eq!(end.outcome, Outcome::Superseded);
+        assert!(
+            end.message.as_str().contains("--trusted-key"),
+            "{}",
+            end.message
+        );
+    }
+}
+
+#[test]
+fn what_lay_there_before_has_won_no_race() {
+    let stranger = signed_by("stranger", machine("web-1"), 900_000, 999).envelope;
+    let mut run = run(&["web-1"], Some(Wait::Online));
+    let seen = Seen {
+        deploy: Some(stranger.clone()),
+        ..Seen::default()
+    };
+    run.knows(&machine("web-1").agent, &seen);
+    refused_by_a_broker_that_holds(&mut run, &stranger);
+    assert!(run.is_over(NOW, WALL));
+    assert_eq!(run.outcomes(NOW), [Outcome::NotPublished]);
+}
+
+#[test]
+fn a_machine_that_took_a_newer_one_settles_a_race_that_the_broker_refused() {
+    let mut run = run(&["web-1"], Some(Wait::Online));
+    run.saw(&topic("web-1", Channel::Presence), b"online", true, NOW);
+    for _ in 0..ATTEMPTS {
+        run.publish_all();
+        run.disconnected();
+        run.connected(NOW);
+        run.hold_until = NOW;
+    }
+    let order = Order {
+        sequence: 2_000_000,
+        ..run.deployment(0).order
+    };
+    run.reports(
+        "web-1",
+        Order {
+            id: id(999),
+            ..order
+        },
+        State::Succeeded,
+    );
+    let later = NOW + NEWER_GRACE;
+    assert!(run.is_over(later, WALL));
+    assert_eq!(run.outcomes(later), [Outcome::Superseded]);
 }

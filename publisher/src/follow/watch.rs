@@ -7,10 +7,12 @@
 use std::time::Duration;
 
 use hoist_protocol::{
-    DeploymentId, History, Order, Presence, Reason, State, Status, StorePath, Text, Timestamp,
+    Changes, DeploymentId, FetchProgress, History, Order, Presence, Reason, RebootReason, State,
+    Status, StorePath, Text, Timestamp,
 };
 
 use crate::outcome::Outcome;
+use crate::said::held_at_machine;
 
 /// How long a machine that is not (or no longer) connected is waited for before it counts as offline.
 ///
@@ -70,6 +72,22 @@ pub struct Said {
     pub message: Text<1024>,
     /// When, by the machine's clock.
     pub ts: Timestamp,
+    /// How the closure is activated.
+    pub kind: Option<Text<16>>,
+    /// How far the fetch is, or how much was fetched in all.
+    pub fetch: Option<FetchProgress>,
+    /// How fast it fetches, in bytes a second.
+    pub rate: Option<u64>,
+    /// The size of the closure in the store, in bytes.
+    pub closure_size: Option<u64>,
+    /// What it changes against what ran before.
+    pub changes: Option<Changes>,
+    /// What takes effect at the next boot only.
+    pub reboot_reasons: Vec<RebootReason>,
+    /// Who holds it, and what to do, while it is held.
+    pub held: Option<String>,
+    /// What somebody should look at.
+    pub warnings: Vec<Text<256>>,
     /// What ran before.
     pub previous_path: Option<StorePath>,
     /// What runs now.
@@ -80,6 +98,53 @@ pub struct Said {
     pub log_tail: Vec<Text<256>>,
 }
 
+impl Said {
+    fn new(status: &Status, before: &Self) -> Self {
+        Self {
+            state: Some(status.state),
+            progress: status.progress.map(|percent| percent.min(100)),
+            message: status.message.clone(),
+            ts: status.ts,
+            kind: status.kind.clone(),
+            fetch: status.fetch,
+            rate: rate(status, before),
+            closure_size: status.closure_size,
+            changes: status.changes.clone(),
+            reboot_reasons: status.reboot_reasons.clone(),
+            held: (status.state == State::Held).then(|| {
+                if status.held {
+                    held_at_machine(status.held_until)
+                } else {
+                    "the deployment itself is held: it begins with the next one that is not"
+                        .to_owned()
+                }
+            }),
+            warnings: status.warnings.clone(),
+            previous_path: status.previous_path.clone(),
+            current_path: status.current_path.clone(),
+            log_lines: status.log_lines,
+            log_tail: status.log_tail.clone(),
+        }
+    }
+}
+
+/// How fast the machine fetches, by what it says now and said before; what is new counts half.
+fn rate(status: &Status, before: &Said) -> Option<u64> {
+    if status.state != State::Fetching || before.state != Some(State::Fetching) {
+        return None;
+    }
+    let came = status
+        .fetch?
+        .fetched_bytes
+        .checked_sub(before.fetch?.fetched_bytes)?;
+    let ms = status.ts.as_ms().saturating_sub(before.ts.as_ms());
+    if ms == 0 {
+        return before.rate;
+    }
+    let now = came.saturating_mul(1000) / ms;
+    Some(before.rate.map_or(now, |then| then / 2 + now / 2))
+}
+
 /// Whether a machine has to be waited for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
@@ -87,6 +152,8 @@ pub enum Verdict {
     Pending,
     /// It is offline and has not answered; it gets the deployment when it returns.
     Away,
+    /// It is held; it begins when it is released.
+    Held,
     /// It has ended.
     Ended(End),
 }
@@ -96,6 +163,8 @@ struct Newer {
     since: Duration,
     /// The machine is done with this one, by its own word.
     went_on: bool,
+    /// Nobody known here signed it; that it is newer follows from what the broker did.
+    unknown: bool,
 }
 
 /// One machine and one deployment. Pure: what is seen comes in, the verdict is looked at.
@@ -200,6 +269,10 @@ impl Watch {
             self.said.message = Text::lossy(entry.message.as_str());
             self.said.progress = None;
             self.said.previous_path.clone_from(&entry.previous_path);
+            self.said.closure_size = entry.closure_size.or(self.said.closure_size);
+            if entry.changes.is_some() {
+                self.said.changes.clone_from(&entry.changes);
+            }
         }
         self.ended(entry.state, entry.reason, entry.message.as_str());
     }
@@ -207,6 +280,21 @@ impl Watch {
     /// A deployment that is ordered after this one lies on the machine's topic.
     pub fn overtaken(&mut self, by: DeploymentId, now: Duration) {
         self.saw_newer(Some(by), false, now);
+    }
+
+    /// Something that nobody known here signed lies on the machine's topic, and the broker does not let this
+    /// deployment take its place.
+    pub fn overtaken_by_unknown(&mut self, now: Duration) {
+        self.saw_newer(None, false, now);
+        if let Some(newer) = &mut self.newer {
+            newer.unknown = true;
+        }
+    }
+
+    /// Whether a newer deployment is known to have come.
+    #[must_use]
+    pub const fn is_overtaken(&self) -> bool {
+        self.newer.is_some()
     }
 
     /// Whether it has to be waited for.
@@ -233,6 +321,9 @@ impl Watch {
             );
             return Verdict::Ended(end);
         }
+        if wait == Wait::Online && self.said.state == Some(State::Held) {
+            return Verdict::Held;
+        }
         if wait == Wait::All || self.is_changing() {
             return Verdict::Pending;
         }
@@ -255,6 +346,9 @@ impl Watch {
         }
         if self.newer.is_some() {
             return self.superseded();
+        }
+        if let Some(held) = &self.said.held {
+            return End::new(Outcome::Held, held);
         }
         let state = self.said.state.map_or("", State::as_str);
         match (self.away_since, self.answered) {
@@ -289,16 +383,7 @@ impl Watch {
         };
         let had_ended = self.said.state.is_some_and(State::is_final);
         if !had_ended && (status.state.is_final() || status.ts >= self.said.ts) {
-            self.said = Said {
-                state: Some(status.state),
-                progress: status.progress.map(|percent| percent.min(100)),
-                message: status.message.clone(),
-                ts: status.ts,
-                previous_path: status.previous_path.clone(),
-                current_path: status.current_path.clone(),
-                log_lines: status.log_lines,
-                log_tail: status.log_tail.clone(),
-            };
+            self.said = Said::new(status, &self.said);
         }
         self.ended(status.state, status.reason, status.message.as_str());
     }
@@ -325,6 +410,7 @@ impl Watch {
             id,
             since: now,
             went_on,
+            unknown: false,
         });
         newer.id = newer.id.or(id);
         if went_on && !newer.went_on {
@@ -344,10 +430,15 @@ impl Watch {
 
     fn superseded(&self) -> End {
         let by = self.newer.as_ref().and_then(|newer| newer.id);
-        let message = by.map_or_else(
-            || "the machine has taken a newer deployment".to_owned(),
-            |id| format!("the newer deployment {id} took its place"),
-        );
+        let message = match (by, &self.newer) {
+            (Some(id), _) => format!("the newer deployment {id} took its place"),
+            (None, Some(newer)) if newer.unknown => {
+                "a deployment that no key known here signed took its place, and the broker keeps that one; if it is \
+                 another publisher's, its public key belongs into --trusted-key or `trusted_keys`"
+                    .to_owned()
+            }
+            (None, _) => "the machine has taken a newer deployment".to_owned(),
+        };
         End {
             superseded_by: by,
             ..End::new(Outcome::Superseded, &message)

@@ -57,7 +57,7 @@ fn refusal(digest: &str, reason: Reason) -> Refused {
 fn outcome(watch: &Watch, now: Duration) -> Option<Outcome> {
     match watch.verdict(Wait::Online, now, WALL) {
         Verdict::Ended(end) => Some(end.outcome),
-        Verdict::Pending | Verdict::Away => None,
+        Verdict::Pending | Verdict::Away | Verdict::Held => None,
     }
 }
 
@@ -295,4 +295,96 @@ proptest! {
         }
         prop_assert!(!watch.given_up().outcome.is_good());
     }
+}
+
+#[test]
+fn a_held_machine_is_waited_for_only_when_all_are() {
+    let mut watch = online();
+    let mut report = status(order(5), State::Held);
+    report.held = true;
+    watch.saw_status(&report, SOON);
+    assert_eq!(watch.verdict(Wait::Online, SOON, WALL), Verdict::Held);
+    assert_eq!(watch.verdict(Wait::All, LATE, WALL), Verdict::Pending);
+    let end = watch.given_up();
+    assert_eq!(end.outcome, Outcome::Held);
+    assert!(
+        end.message.as_str().contains("`hoist-agent release`"),
+        "{}",
+        end.message
+    );
+    // Its laptop is closed meanwhile: it is held still.
+    watch.saw_presence(Presence::Offline, SOON);
+    assert_eq!(watch.given_up().outcome, Outcome::Held);
+    // Somebody released it.
+    watch.saw_status(&status(order(5), State::Succeeded), LATE);
+    assert_eq!(outcome(&watch, LATE), Some(Outcome::Succeeded));
+}
+
+#[test]
+fn a_hold_by_the_deployment_is_told_from_one_at_the_machine() {
+    let mut watch = online();
+    watch.saw_status(&status(order(5), State::Held), SOON);
+    let end = watch.given_up();
+    assert!(
+        end.message
+            .as_str()
+            .starts_with("the deployment itself is held"),
+        "{}",
+        end.message
+    );
+}
+
+#[test]
+fn what_is_staged_or_was_tried_dry_has_ended_well() {
+    for (state, expected) in [
+        (State::Staged, Outcome::Staged),
+        (State::DryActivated, Outcome::DryActivated),
+        (State::Cancelled, Outcome::Cancelled),
+    ] {
+        for wait in [Wait::Online, Wait::All] {
+            let mut watch = online();
+            watch.saw_status(&status(order(5), state), SOON);
+            let Verdict::Ended(end) = watch.verdict(wait, SOON, WALL) else {
+                panic!("{state} is waited for");
+            };
+            assert_eq!(end.outcome, expected);
+        }
+    }
+}
+
+#[test]
+fn the_rate_of_a_fetch_follows_from_what_the_machine_says() {
+    let mut watch = online();
+    let mut says = |seconds: u64, mib: u64| {
+        let mut report = status(order(5), State::Fetching);
+        report.ts = Timestamp::from_ms(10_000 + seconds * 1_000);
+        report.fetch = Some(FetchProgress {
+            fetched_bytes: mib << 20,
+            fetch_bytes: 1 << 30,
+            ..FetchProgress::default()
+        });
+        watch.saw_status(&report, SOON);
+        watch.said().rate
+    };
+    assert_eq!(says(0, 10), None);
+    assert_eq!(says(2, 30), Some(10 << 20));
+    assert_eq!(says(3, 60), Some(20 << 20));
+    // The same report once more, and one of another fetch that began anew.
+    assert_eq!(says(3, 60), Some(20 << 20));
+    assert_eq!(says(4, 5), None);
+}
+
+#[test]
+fn what_a_deployment_changed_is_known_from_the_history_too() {
+    let mut watch = online();
+    let mut seen = history(&[(5, State::Succeeded)]);
+    let changes = Changes {
+        packages_changed: 3,
+        ..Changes::default()
+    };
+    seen.entries[0].changes = Some(changes.clone());
+    seen.entries[0].closure_size = Some(7);
+    watch.saw_history(&seen);
+    assert_eq!(watch.said().changes, Some(changes));
+    assert_eq!(watch.said().closure_size, Some(7));
 }

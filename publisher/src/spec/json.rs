@@ -120,11 +120,11 @@ impl Fields {
         })
     }
 
-    /// Takes the value of `key`, with the name of its field; null counts as not there.
+    /// Takes the value of `key`, with the name of its field.
     pub(super) fn take(&mut self, key: &str) -> Option<(String, Json)> {
         let number = self.entries.iter().position(|(name, _)| name == key)?;
         let (_, value) = self.entries.swap_remove(number);
-        (!matches!(value, Json::Null)).then(|| (field(&self.at, key), value))
+        Some((field(&self.at, key), value))
     }
 
     /// Takes the text of `key` and reads it with `read`.

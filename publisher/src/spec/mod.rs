@@ -68,7 +68,7 @@ pub enum SpecError {
         origin: String,
         /// What is wrong.
         #[source]
-        source: FieldError,
+        source: Box<FieldError>,
     },
 }
 
@@ -246,7 +246,10 @@ impl Spec {
             Ok(json) => json,
             Err(source) => return Err(SpecError::Json { origin, source }),
         };
-        Self::from_json(json).map_err(|source| SpecError::Invalid { origin, source })
+        Self::from_json(json).map_err(|source| SpecError::Invalid {
+            origin,
+            source: Box::new(source),
+        })
     }
 
     /// The machines and what each shall run; never empty.
@@ -287,9 +290,9 @@ impl Spec {
             None => BTreeMap::new(),
         };
         let health_check = match fields.take("rollbackScript") {
-            Some((field, value)) => read_health_check(&field, value)?,
             // Cachix Deploy's library writes `null` for "no script".
-            None => None,
+            Some((_, Json::Null)) | None => None,
+            Some((field, value)) => read_health_check(&field, value)?,
         };
         if agents.is_empty() {
             return Err(FieldError::NoAgents);

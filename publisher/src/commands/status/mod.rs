@@ -1,22 +1,25 @@
 //! `hoist status`: where machines stand, by their own word.
 
+mod details;
+
 use std::time::Duration;
 
 use hoist_certs::Role;
 use hoist_certs::program::now;
 use hoist_protocol::{
-    AgentName, Channel, DeploymentId, FleetName, Presence, State, StorePath, Timestamp,
+    AgentName, Channel, DeploymentId, FleetName, Presence, State, Status, StorePath, Timestamp,
 };
 
 use super::{CommandError, look, unknown_machine};
 use crate::StatusArgs;
-use crate::console::table::{Tone, render};
-use crate::console::{one_line, print};
+use crate::console::table::{Page, Tone, render};
+use crate::console::{fetched, one_line, print};
 use crate::drive::Interrupts;
 use crate::duration;
 use crate::link::Link;
 use crate::outcome::Exit;
 use crate::report::SCHEMA;
+use crate::said;
 use crate::settings::{Caller, Flags, Settings, process_environment};
 use crate::snapshot::{Seen, Snapshot};
 
@@ -45,8 +48,15 @@ pub async fn run(args: &StatusArgs, flags: Flags) -> Result<Exit, CommandError> 
             "no machine of the fleet `{}` has reported yet\n",
             caller.fleet
         )
+    } else if args.agents.is_empty() {
+        table(&snapshot, now(), Page::stdout())
     } else {
-        table(&snapshot, now())
+        let at = now();
+        let machines = snapshot.machines().iter();
+        let machines: Vec<String> = machines
+            .map(|(agent, seen)| details::details(agent, seen, at))
+            .collect();
+        machines.join("\n")
     };
     print(&text).map_err(CommandError::Output)?;
     Ok(Exit::Ok)
@@ -68,13 +78,14 @@ async fn gather(caller: &Caller, agents: &[AgentName]) -> Result<Snapshot, Comma
     Ok(snapshot)
 }
 
-fn table(snapshot: &Snapshot, now: Timestamp) -> String {
+fn table(snapshot: &Snapshot, now: Timestamp, page: Page) -> String {
     let rows = snapshot
         .machines()
         .iter()
         .map(|(agent, seen)| row(agent, seen, now))
         .collect();
     render(
+        page,
         &[
             "MACHINE",
             "STATE",
@@ -119,14 +130,10 @@ fn row(agent: &AgentName, seen: &Seen, now: Timestamp) -> Vec<(String, Tone)> {
     let tone = match status.state {
         State::Idle => Tone::Plain,
         state if state.is_good() => Tone::Good,
-        State::Superseded | State::Expired => Tone::Mild,
+        State::Superseded | State::Expired | State::Cancelled => Tone::Mild,
         state if state.is_final() => Tone::Bad,
         _ => Tone::Mild,
     };
-    let mut message = one_line(status.message.as_str());
-    if let Some(reason) = status.reason {
-        message = format!("[{reason}] {message}");
-    }
     vec![
         plain(agent.to_string()),
         (state, tone),
@@ -143,8 +150,35 @@ fn row(agent: &AgentName, seen: &Seen, now: Timestamp) -> Vec<(String, Tone)> {
                 .id
                 .map_or_else(|| "-".to_owned(), DeploymentId::short),
         ),
-        plain(message.trim_end().to_owned()),
+        plain(message(status)),
     ]
+}
+
+/// What there is to know, shortly: a machine that is named says all of it.
+fn message(status: &Status) -> String {
+    let said = one_line(status.message.as_str());
+    let said = match status.reason {
+        Some(reason) => format!("[{reason}] {said}").trim_end().to_owned(),
+        None => said,
+    };
+    let fetch = status
+        .fetch
+        .filter(|fetch| status.state == State::Fetching && fetch.fetch_bytes > 0)
+        .map_or_else(String::new, |fetch| fetched(&fetch));
+    let warnings = match status.warnings.as_slice() {
+        [] => String::new(),
+        [one] => one_line(one.as_str()),
+        several => format!("{} warnings", several.len()),
+    };
+    let parts = [
+        said,
+        fetch,
+        said::held(status),
+        said::reboot(&status.reboot_reasons),
+        warnings,
+    ];
+    let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    parts.join("; ")
 }
 
 /// How old the machine's word is. That of one that is offline is old for a known reason.
@@ -175,7 +209,7 @@ fn json(fleet: &FleetName, snapshot: &Snapshot) -> String {
             serde_json::json!({
                 "agent": agent,
                 "presence": seen.presence.map(Presence::as_str),
-                "status": seen.status,
+                "status": seen.status.as_ref().map(as_reported),
                 "unreadable": seen.unreadable.as_ref().map(|(channel, error)| format!("{channel}: {error}")),
             })
         })
@@ -184,8 +218,15 @@ fn json(fleet: &FleetName, snapshot: &Snapshot) -> String {
     serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
 }
 
+/// The status with all that it has on its topic.
+fn as_reported(status: &Status) -> serde_json::Value {
+    serde_json::from_slice(&status.to_json()).expect("a report is written as JSON")
+}
+
 #[cfg(test)]
 mod tests {
+    use hoist_protocol::{FetchProgress, RebootReason, Text};
+
     use super::*;
     use crate::testing::{machine, order, status};
 
@@ -205,7 +246,11 @@ mod tests {
 
     #[test]
     fn a_machine_is_a_line() {
-        let table = table(&snapshot(State::RolledBack, b"online"), NOW);
+        let table = table(
+            &snapshot(State::RolledBack, b"online"),
+            NOW,
+            Page::plain(None),
+        );
         let line = table.lines().nth(1).unwrap();
         for part in ["web-1", "rolled back", "5s ago", "online"] {
             assert!(line.contains(part), "{line}");
@@ -214,9 +259,59 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_should_know_of_a_machine_stands_in_its_line() {
+        let machine = machine("web-1");
+        let mut report = status(order(9_995_000), State::Fetching);
+        report.progress = Some(41);
+        report.fetch = Some(FetchProgress {
+            fetched_bytes: 510 << 20,
+            fetch_bytes: 1_240 << 20,
+            fetched_paths: 120,
+            fetch_paths: 340,
+        });
+        report.held = true;
+        report.reboot_reasons = vec![RebootReason::Kernel];
+        report.warnings = vec![Text::lossy("a"), Text::lossy("b")];
+        let mut snapshot = Snapshot::new(machine.fleet.clone());
+        let topic = machine.topic(Channel::Status);
+        snapshot.saw(&topic, &report.to_json()).unwrap();
+        let wide = table(&snapshot, NOW, Page::plain(None));
+        let line = wide.lines().nth(1).unwrap();
+        assert!(line.contains("fetching 41 %"), "{line}");
+        assert!(
+            line.ends_with(
+                "510 MiB of 1.2 GiB, 120 of 340 paths; held by somebody at the machine; `hoist-agent release` there \
+                 ends that; needs a reboot (kernel); 2 warnings"
+            ),
+            "{line}"
+        );
+        for width in [80, 160] {
+            let narrow = table(&snapshot, NOW, Page::plain(Some(width)));
+            assert!(
+                narrow
+                    .lines()
+                    .all(|line| line.chars().count() <= width.into()),
+                "{narrow}"
+            );
+            // The columns before the message are whole.
+            let line = narrow.lines().nth(1).unwrap();
+            assert!(
+                line.contains("web-1") && line.contains("fetching 41 %"),
+                "{narrow}"
+            );
+        }
+    }
+
+    #[test]
     fn the_old_word_of_a_machine_that_should_speak_is_marked() {
         let later = Timestamp::from_ms(NOW.as_ms() + 3_600_000);
-        let line = |presence: &[u8]| table(&snapshot(State::Succeeded, presence), later);
+        let line = |presence: &[u8]| {
+            table(
+                &snapshot(State::Succeeded, presence),
+                later,
+                Page::plain(None),
+            )
+        };
         assert!(line(b"online").contains("1h ago (stale)"));
         assert!(!line(b"offline").contains("stale"));
     }
@@ -228,6 +323,12 @@ mod tests {
             serde_json::from_str(&json(&machine("web-1").fleet, &snapshot)).unwrap();
         assert_eq!(json["schema"], 1);
         assert_eq!(json["machines"][0]["presence"], "online");
-        assert_eq!(json["machines"][0]["status"]["state"], "succeeded");
+        let status = &json["machines"][0]["status"];
+        assert_eq!(status["state"], "succeeded");
+        // What is derived when a report is written.
+        assert_eq!(
+            (&status["state_code"], &status["needs_reboot"]),
+            (&20.into(), &false.into())
+        );
     }
 }
