@@ -6,6 +6,7 @@
 mod scenarios {
     mod access;
     mod activation;
+    mod connection;
     mod crashes;
     mod delivery;
     mod fetching;

@@ -13,6 +13,9 @@ const STABLE: Duration = Duration::from_secs(30);
 /// So many connections in a row that broke right after they were made are no coincidence.
 const TAKEOVERS: u32 = 5;
 
+/// So many are worth telling, while it is still possible to tell.
+const SUSPICIOUS: u32 = 3;
+
 /// The shortest that the longest wait of two machines with one identity is.
 const TAKEN_OVER: Duration = Duration::from_secs(60);
 
@@ -88,6 +91,14 @@ impl Backoff {
     #[must_use]
     pub const fn is_taken_over(&self) -> bool {
         self.takeovers >= TAKEOVERS
+    }
+
+    /// Whether people should know that another machine may have this identity: a little before it is certain, since
+    /// one of the two then waits for long, and until a connection has lasted for so long that there cannot be two.
+    #[must_use]
+    pub fn is_suspicious(&self, connected_for: Option<Duration>) -> bool {
+        let is_over = connected_for.is_some_and(|lasted| lasted >= self.max.max(TAKEN_OVER) * 2);
+        self.takeovers >= SUSPICIOUS && !is_over
     }
 
     /// Whether the last connection was a good one.
@@ -226,6 +237,20 @@ mod tests {
         assert_eq!(backoff.lost(MAX * 2), Verdict::Ordinary);
         assert!(!backoff.is_taken_over());
         assert_eq!(backoff.ceiling(), FIRST);
+    }
+
+    #[test]
+    fn a_second_machine_is_suspected_until_a_connection_lasts() {
+        let mut backoff = Backoff::new(MAX);
+        let suspected: Vec<_> = (0..4)
+            .map(|_| {
+                backoff.lost(Duration::from_millis(50));
+                backoff.is_suspicious(None)
+            })
+            .collect();
+        assert_eq!(suspected, [false, false, true, true]);
+        assert!(backoff.is_suspicious(Some(MAX)));
+        assert!(!backoff.is_suspicious(Some(MAX * 2)));
     }
 
     #[test]

@@ -11,7 +11,8 @@ impl Broker {
     pub(in crate::runtime) fn warnings(&self) -> Vec<Text<256>> {
         let mut warnings = Vec::new();
         let mut warn = |text: &str| warnings.push(Text::lossy(text));
-        if self.backoff.is_taken_over() {
+        let connected_for = self.connected.map(|since| since.elapsed());
+        if self.backoff.is_suspicious(connected_for) {
             warn(
                 "another machine seems to use this machine's certificate: connections are taken away right after \
                  they are made; issue one of its own for one of them: hoist-certs issue agent NAME",
