@@ -190,11 +190,18 @@ impl ClosureInfo {
     /// # Errors
     /// [`ClosureInfoError`]
     pub fn from_path_info(json: &[u8]) -> Result<Self, ClosureInfoError> {
-        let paths = valid_paths(json)?
-            .into_iter()
-            .map(|info| (info.path, (info.hash, info.size)))
-            .collect();
-        Ok(Self { paths })
+        let paths = valid_paths(json)?.into_iter();
+        Ok(Self::of(
+            paths.map(|info| (info.path, info.hash, info.size)),
+        ))
+    }
+
+    pub(crate) fn of(paths: impl IntoIterator<Item = (String, NarHash, u64)>) -> Self {
+        let paths = paths.into_iter();
+        let paths = paths.map(|(path, hash, size)| (path, (hash, size)));
+        Self {
+            paths: paths.collect(),
+        }
     }
 
     /// The digest over all of it.

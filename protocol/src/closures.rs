@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::closure::{ClosureDigest, ClosureInfoError, NarHash, digest_over, valid_paths};
+use crate::closure::{
+    ClosureDigest, ClosureInfo, ClosureInfoError, NarHash, digest_over, valid_paths,
+};
 use crate::store_path::StorePath;
 
 /// Paths of a store with all that they refer to; the closure of each is found in it without asking Nix again.
@@ -17,6 +19,7 @@ pub struct Closures {
 struct Node {
     path: String,
     hash: NarHash,
+    size: u64,
     references: Vec<usize>,
 }
 
@@ -54,6 +57,7 @@ impl Closures {
             nodes.push(Node {
                 path,
                 hash: info.hash,
+                size: info.size,
                 references,
             });
         }
@@ -66,6 +70,15 @@ impl Closures {
         let closure = self.closure(top)?;
         let digest = digest_over(closure.map(|node| (node.path.as_str(), &node.hash)));
         Some(digest)
+    }
+
+    /// All about the closure of `top`; none when Nix told nothing about it.
+    #[must_use]
+    pub fn info(&self, top: &StorePath) -> Option<ClosureInfo> {
+        let paths = self.closure(top)?;
+        Some(ClosureInfo::of(
+            paths.map(|node| (node.path.clone(), node.hash, node.size)),
+        ))
     }
 
     /// The closure of `top`, sorted by path.
@@ -85,7 +98,6 @@ impl Closures {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::closure::ClosureInfo;
 
     const SRI: &str = "sha256-EFUdrtf6Rn0LWIJufrmg8q99aT3jGfLvd1//zaJEufY=";
 
@@ -120,6 +132,8 @@ mod tests {
             let own: Vec<_> = own.iter().map(|name| (*name, &[][..])).collect();
             let alone = ClosureInfo::from_path_info(&path_info(&own)).unwrap();
             assert_eq!(digest(&closures, top), Some(alone.digest()), "{top}");
+            let info = closures.info(&StorePath::new(path(top)).unwrap());
+            assert_eq!(info, Some(alone), "{top}");
         }
         assert_eq!(digest(&closures, "e"), None);
     }

@@ -7,6 +7,8 @@ use hoist_agent_core::Facts;
 use hoist_protocol::StorePath;
 use serde::{Deserialize, Serialize};
 
+use super::boot_default::boot_default;
+use super::reboot::reboot_reasons;
 use super::store::{read_link, store_path_behind};
 
 /// The profile of a NixOS system: what it boots, once the boot loader is set.
@@ -23,15 +25,23 @@ pub const BOOTED_SYSTEM: &str = "/run/booted-system";
 /// # Errors
 /// A link cannot be read.
 pub fn facts_of_nixos() -> io::Result<Facts> {
+    nixos_below("/".into())
+}
+
+/// Of the NixOS system whose files lie in `root`.
+fn nixos_below(root: &Utf8Path) -> io::Result<Facts> {
+    let at = |path: &str| root.join(path.trim_start_matches('/'));
+    let (current, booted) = (at(CURRENT_SYSTEM), at(BOOTED_SYSTEM));
     Ok(Facts {
-        current: store_path_behind(CURRENT_SYSTEM.into())?,
-        profile: store_path_behind(SYSTEM_PROFILE.into())?,
-        booted: store_path_behind(BOOTED_SYSTEM.into())?,
-        ..Facts::default()
+        current: store_path_behind(&current)?,
+        profile: store_path_behind(&at(SYSTEM_PROFILE))?,
+        boot_default: boot_default(root),
+        booted: store_path_behind(&booted)?,
+        reboot_reasons: reboot_reasons(&booted, &current)?,
     })
 }
 
-/// Of a plain profile.
+/// Of a plain profile. What boots and takes a reboot is the machine's own, whatever the profile holds.
 ///
 /// # Errors
 /// A link cannot be read.
@@ -40,20 +50,20 @@ pub fn facts_of_profile(profile: &Utf8Path) -> io::Result<Facts> {
     Ok(Facts {
         current: named.clone(),
         profile: named,
+        boot_default: None,
         booted: store_path_behind(BOOTED_SYSTEM.into())?,
-        ..Facts::default()
+        reboot_reasons: Vec::new(),
     })
 }
 
 /// The facts for a status report: those of the NixOS system where there is one, otherwise those of the
-/// plain `profile`. Reads links only, in microseconds.
+/// plain `profile`. Reads links and the files of the boot loader, in less than a millisecond.
 ///
 /// # Errors
 /// A link cannot be read.
 pub fn facts(profile: &Utf8Path) -> io::Result<Facts> {
-    let nixos = facts_of_nixos()?;
-    if nixos.current.is_some() {
-        Ok(nixos)
+    if store_path_behind(CURRENT_SYSTEM.into())?.is_some() {
+        facts_of_nixos()
     } else {
         facts_of_profile(profile)
     }
@@ -105,6 +115,33 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn a_nixos_system_tells_facts_that_can_differ() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Utf8Path::from_path(dir.path()).unwrap();
+        let path = |number: u32| format!("/nix/store/{number:032}-nixos-system-web-24.05");
+        for (link, number) in [(CURRENT_SYSTEM, 1), (SYSTEM_PROFILE, 2), (BOOTED_SYSTEM, 4)] {
+            let link = root.join(link.trim_start_matches('/'));
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+            symlink(path(number), link).unwrap();
+        }
+        std::fs::create_dir_all(root.join("boot/extlinux")).unwrap();
+        let menu = format!("LABEL nixos-default\n  APPEND init={}/init\n", path(3));
+        std::fs::write(root.join("boot/extlinux/extlinux.conf"), menu).unwrap();
+        let system = |number| Some(StorePath::new(path(number)).unwrap());
+        let facts = nixos_below(root).unwrap();
+        assert_eq!(
+            facts,
+            Facts {
+                current: system(1),
+                profile: system(2),
+                boot_default: system(3),
+                booted: system(4),
+                reboot_reasons: Vec::new(),
+            }
+        );
+    }
 
     #[test]
     fn a_profile_names_a_path_and_a_generation() {

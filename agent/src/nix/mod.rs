@@ -3,10 +3,15 @@
 //! Nix is a program found by `PATH`, and started with a clean environment. What can be read from links in
 //! the file system is read there: a start of Nix costs 10 to 30 ms.
 
+mod boot_default;
+mod closure;
 mod facts;
 mod fetch_error;
+mod process;
 mod progress;
 mod realise;
+mod reboot;
+mod room;
 mod roots;
 mod store;
 
@@ -17,7 +22,7 @@ pub use facts::{
     BOOTED_SYSTEM, CURRENT_SYSTEM, SYSTEM_PROFILE, facts, facts_of_nixos, facts_of_profile,
 };
 pub use fetch_error::FetchError;
-pub use progress::{FetchEvent, FetchProgress};
+pub use progress::FetchEvent;
 pub use realise::{RealiseRequest, Realised, realise};
 pub(crate) use roots::{keep, replace_link, roots_of};
 pub use roots::{release_roots, roots_dir};

@@ -4,49 +4,25 @@
 
 use std::collections::HashMap;
 
-use hoist_protocol::Text;
+use hoist_protocol::{FetchProgress, Text};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::fetch_error::Complaints;
-
-/// How far a fetch is. What is expected grows while Nix finds out about it.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub struct FetchProgress {
-    /// Store paths that are there.
-    pub paths_done: u64,
-    /// Store paths to fetch.
-    pub paths_expected: u64,
-    /// Bytes unpacked.
-    pub bytes_done: u64,
-    /// Bytes to unpack.
-    pub bytes_expected: u64,
-}
-
-impl FetchProgress {
-    /// In percent, once something is expected.
-    #[must_use]
-    pub fn percent(&self) -> Option<u8> {
-        let (done, expected) = if self.bytes_expected > 0 {
-            (self.bytes_done, self.bytes_expected)
-        } else {
-            (self.paths_done, self.paths_expected)
-        };
-        let percent = u128::from(done) * 100 / u128::from(expected).max(1);
-        (expected > 0).then(|| u8::try_from(percent.min(100)).unwrap_or(100))
-    }
-}
 
 /// What a fetch tells while it goes on.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum FetchEvent {
-    /// It got further.
+    /// It got further. What is expected grows while Nix finds out about it.
     Progress(FetchProgress),
     /// Nix said this, for the log.
     Line(Text<2048>),
 }
 
 const COPY_PATH: u64 = 100;
+const FILE_TRANSFER: u64 = 101;
 const COPY_PATHS: u64 = 103;
+const QUERY_PATH_INFO: u64 = 109;
 const RESULT_PROGRESS: u64 = 105;
 const RESULT_EXPECTED: u64 = 106;
 /// Levels up to this one (`lvlInfo`) are what Nix shows without `-v`.
@@ -65,6 +41,8 @@ enum Message {
         level: u64,
         #[serde(default)]
         text: String,
+        #[serde(default)]
+        fields: Vec<Value>,
     },
     Stop {
         id: u64,
@@ -74,7 +52,7 @@ enum Message {
         #[serde(rename = "type")]
         kind: u64,
         #[serde(default)]
-        fields: Vec<serde_json::Value>,
+        fields: Vec<Value>,
     },
     Msg {
         #[serde(default)]
@@ -85,21 +63,82 @@ enum Message {
     Other,
 }
 
+/// Bytes of all activities of one type, of those under way and of those that have ended.
+#[derive(Debug, Default)]
+struct Bytes {
+    under_way: HashMap<u64, u64>,
+    ended: u64,
+    expected: u64,
+}
+
+impl Bytes {
+    fn start(&mut self, id: u64) {
+        if self.under_way.len() < MOST_ACTIVITIES {
+            self.under_way.insert(id, 0);
+        }
+    }
+
+    fn progress(&mut self, id: u64, done: u64) {
+        if let Some(bytes) = self.under_way.get_mut(&id) {
+            *bytes = done;
+        }
+    }
+
+    fn stop(&mut self, id: u64) {
+        let bytes = self.under_way.remove(&id).unwrap_or_default();
+        self.ended = self.ended.saturating_add(bytes);
+    }
+
+    fn done(&self) -> u64 {
+        let under_way = self.under_way.values();
+        under_way.fold(self.ended, |sum, bytes| sum.saturating_add(*bytes))
+    }
+}
+
 /// Reads Nix's lines.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    now: FetchProgress,
-    /// Type and bytes done of the activities under way.
-    activities: HashMap<u64, (u64, u64)>,
-    /// Bytes of the copies that have ended.
-    finished: u64,
+    /// Contents, as they are in the store.
+    copies: Bytes,
+    /// Files of caches that are asked over the network, as they travel.
+    transfers: Bytes,
+    paths: Option<u64>,
+    paths_done: u64,
+    paths_expected: u64,
+    /// What has to come in all, in bytes in the store, once Nix knows.
+    announced: u64,
     pub(super) complaints: Complaints,
 }
 
 impl Progress {
     /// How far it is.
-    pub(super) const fn now(&self) -> FetchProgress {
-        self.now
+    ///
+    /// Bytes are those that travel, compressed, when all caches are asked over HTTP and tell how many these are,
+    /// and those in the store otherwise: of other caches Nix does not tell what it has read.
+    pub(super) fn now(&self) -> FetchProgress {
+        let bytes = if self.transfers.expected > 0 && self.complaints.asks_over_http_alone() {
+            &self.transfers
+        } else {
+            &self.copies
+        };
+        // Nix does not tell of the last bytes of small paths.
+        let is_complete = self.paths_expected > 0 && self.paths_done >= self.paths_expected;
+        let done = if is_complete {
+            bytes.expected
+        } else {
+            bytes.done().min(bytes.expected)
+        };
+        FetchProgress {
+            fetched_bytes: done,
+            fetch_bytes: bytes.expected,
+            fetched_paths: self.paths_done,
+            fetch_paths: self.paths_expected,
+        }
+    }
+
+    /// How many bytes the store has to take in all, as far as Nix knows yet.
+    pub(super) fn needed(&self) -> u64 {
+        self.announced.max(self.copies.expected)
     }
 
     /// Takes a line; what it says for the log comes back.
@@ -117,55 +156,93 @@ impl Progress {
                 kind,
                 level,
                 text,
+                fields,
             } => {
-                if self.activities.len() < MOST_ACTIVITIES {
-                    self.activities.insert(id, (kind, 0));
-                }
+                self.start(id, kind, &fields);
                 (level <= INFO).then(|| shown(&without_colours(&text)))?
             }
             Message::Stop { id } => {
-                if let Some((COPY_PATH, bytes)) = self.activities.remove(&id) {
-                    self.finished += bytes;
+                self.copies.stop(id);
+                self.transfers.stop(id);
+                if self.paths == Some(id) {
+                    self.paths = None;
                 }
                 None
             }
             Message::Result { id, kind, fields } => {
-                let fields: Vec<_> = fields
-                    .iter()
-                    .filter_map(serde_json::Value::as_u64)
-                    .collect();
+                let fields: Vec<_> = fields.iter().filter_map(Value::as_u64).collect();
                 self.result(id, kind, &fields);
                 None
             }
             Message::Msg { level, msg } => {
                 let text = without_colours(&msg);
                 self.complaints.hear(level, &text);
+                if let Some(bytes) = announced(&text) {
+                    self.announced = bytes;
+                }
                 (level <= INFO).then(|| shown(&text))?
             }
             Message::Other => None,
         }
     }
 
-    fn result(&mut self, id: u64, kind: u64, fields: &[u64]) {
-        match (kind, fields) {
-            (RESULT_PROGRESS, [done, expected, ..]) => match self.activities.get_mut(&id) {
-                Some((COPY_PATHS, _)) => {
-                    self.now.paths_done = *done;
-                    self.now.paths_expected = *expected;
+    fn start(&mut self, id: u64, kind: u64, fields: &[Value]) {
+        let field = |at: usize| fields.get(at).and_then(Value::as_str);
+        match kind {
+            COPY_PATH => self.copies.start(id),
+            COPY_PATHS => self.paths = Some(id),
+            // What caches tell about paths is no part of these.
+            FILE_TRANSFER if field(0).is_some_and(|url| !url.ends_with("info")) => {
+                self.transfers.start(id);
+            }
+            QUERY_PATH_INFO => {
+                if let Some(cache) = field(1) {
+                    self.complaints.asks(cache);
                 }
-                Some((COPY_PATH, bytes)) => {
-                    *bytes = *done;
-                    let under_way = self.activities.values().filter(|(of, _)| *of == COPY_PATH);
-                    let bytes =
-                        under_way.fold(self.finished, |sum, (_, bytes)| sum.saturating_add(*bytes));
-                    self.now.bytes_done = bytes;
-                }
-                _ => {}
-            },
-            (RESULT_EXPECTED, [COPY_PATH, expected]) => self.now.bytes_expected = *expected,
+            }
             _ => {}
         }
     }
+
+    fn result(&mut self, id: u64, kind: u64, fields: &[u64]) {
+        match (kind, fields) {
+            (RESULT_PROGRESS, [done, expected, ..]) if self.paths == Some(id) => {
+                self.paths_done = *done;
+                self.paths_expected = *expected;
+            }
+            (RESULT_PROGRESS, [done, ..]) => {
+                self.copies.progress(id, *done);
+                self.transfers.progress(id, *done);
+            }
+            (RESULT_EXPECTED, [COPY_PATH, expected]) => self.copies.expected = *expected,
+            (RESULT_EXPECTED, [FILE_TRANSFER, expected]) => self.transfers.expected = *expected,
+            _ => {}
+        }
+    }
+}
+
+/// The bytes in the store that Nix says it needs before it begins: `these 3 paths will be fetched
+/// (3.15 MiB download, 3.15 MiB unpacked):`, rounded (`printMissing` in Nix's `src/libmain/shared.cc`).
+fn announced(text: &str) -> Option<u64> {
+    let (_, sizes) = text.split_once(" will be fetched (")?;
+    let (size, _) = sizes.split_once(" unpacked)")?;
+    let size = size.rsplit(", ").next()?;
+    let (number, unit) = size.split_once(' ')?;
+    let unit = match unit {
+        "B" | "bytes" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return None,
+    };
+    // Exact: digits before and behind the point, the latter two at the most.
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let part = part.get(..2).unwrap_or(part);
+    let scale = 10_u64.pow(u32::try_from(part.len()).ok()?);
+    let bytes = whole.parse::<u64>().ok()?.checked_shl(unit)?;
+    let part = part.parse::<u64>().ok()?.checked_shl(unit)? / scale;
+    bytes.checked_add(part)
 }
 
 fn shown(text: &str) -> Option<Text<2048>> {
@@ -192,7 +269,8 @@ mod tests {
     use super::*;
 
     /// As Nix 2.8 prints them.
-    const LINES: &str = r#"@nix {"action":"start","id":5,"level":0,"text":"","type":102}
+    const LINES: &str = r#"@nix {"action":"start","fields":["/nix/store/b-top","file:///c"],"id":4,"level":4,"text":"querying info about '/nix/store/b-top' on 'file:///c'","type":109}
+@nix {"action":"start","id":5,"level":0,"text":"","type":102}
 @nix {"action":"start","id":7,"level":0,"text":"","type":103}
 @nix {"action":"result","fields":[0,2,0,0],"id":7,"type":105}
 @nix {"action":"result","fields":[101,424],"id":5,"type":106}
@@ -208,23 +286,96 @@ mod tests {
     #[test]
     fn paths_and_bytes_are_counted_over_all_copies() {
         let mut progress = Progress::default();
-        assert_eq!(progress.now().percent(), None);
+        assert_eq!(progress.now(), FetchProgress::default());
         let said: Vec<_> = LINES.lines().filter_map(|l| progress.line(l)).collect();
         assert_eq!(
             progress.now(),
             FetchProgress {
-                paths_done: 1,
-                paths_expected: 2,
-                bytes_done: 668,
-                bytes_expected: 1336
+                fetched_paths: 1,
+                fetch_paths: 2,
+                fetched_bytes: 668,
+                fetch_bytes: 1336
             }
         );
-        assert_eq!(progress.now().percent(), Some(50));
+        assert_eq!(progress.needed(), 1336);
         assert_eq!(said.len(), 1);
         assert_eq!(
             said[0].as_str(),
             "copying path '/nix/store/a-dep' from 'file:///c'"
         );
+    }
+
+    /// All that the Nix of this version printed for a fetch of three paths over HTTP, compressed.
+    fn recorded(log: &str) -> (Progress, Vec<FetchProgress>) {
+        let mut progress = Progress::default();
+        let mut seen = vec![progress.now()];
+        for line in log.lines() {
+            progress.line(line);
+            if seen.last() != Some(&progress.now()) {
+                seen.push(progress.now());
+            }
+        }
+        (progress, seen)
+    }
+
+    #[test]
+    fn what_travels_is_counted_where_caches_tell_how_much_it_is() {
+        for log in [
+            include_str!("logs/fetch-2.8.log"),
+            include_str!("logs/fetch-2.26.log"),
+        ] {
+            let (progress, seen) = recorded(log);
+            let all = FetchProgress {
+                fetched_paths: 3,
+                fetch_paths: 3,
+                fetched_bytes: 3_301_868,
+                fetch_bytes: 3_301_868,
+            };
+            assert_eq!(progress.now(), all);
+            // Nix says 3.15 MiB before it begins, and the exact number later.
+            assert_eq!(progress.needed(), 3_303_014);
+            let partly = |now: &&FetchProgress| {
+                (1..now.fetch_bytes).contains(&now.fetched_bytes)
+                    && now.fetch_bytes == all.fetch_bytes
+            };
+            assert!(seen.iter().filter(partly).count() >= 2, "{seen:?}");
+            let bytes: Vec<_> = seen.iter().map(|now| now.fetched_bytes).collect();
+            assert!(bytes.is_sorted(), "it never goes back: {bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_has_to_come_is_known_before_it_begins() {
+        for (text, bytes) in [
+            (
+                "these 3 paths will be fetched (3.15 MiB download, 3.15 MiB unpacked):",
+                Some(3_303_014),
+            ),
+            (
+                "this path will be fetched (0.00 MiB download, 0.50 MiB unpacked):",
+                Some(512 << 10),
+            ),
+            (
+                "these 812 paths will be fetched (1.4 GiB download, 5.2 GiB unpacked):",
+                Some((5 << 30) + (2 << 30) / 10),
+            ),
+            (
+                "this path will be fetched (1.0 KiB download, 2 KiB unpacked):",
+                Some(2048),
+            ),
+            ("these paths will be fetched (a lot unpacked):", None),
+            (
+                "this path will be fetched (1 MiB download, 99999999999999999999 TiB unpacked):",
+                None,
+            ),
+            (
+                "this path will be fetched (1 MiB download, 1 XiB unpacked):",
+                None,
+            ),
+            ("copying", None),
+        ] {
+            assert_eq!(announced(text), bytes, "{text}");
+        }
     }
 
     #[test]

@@ -1,28 +1,34 @@
 //! Fetches closures into the machine's store.
 
-use std::io;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use camino::Utf8PathBuf;
-use hoist_protocol::{CacheKey, DeploymentId, StorePath, SubstituterUrl};
-use rustix::process::{Pid, Signal, kill_process_group};
-use serde_json::Value;
-use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
+use camino::{Utf8Path, Utf8PathBuf};
+use hoist_protocol::{
+    CacheKey, Changes, ClosureDigest, DeploymentId, FetchProgress, StorePath, SubstituterUrl,
+};
+use tokio::io::BufReader;
+use tokio::process::Command;
 use tokio::sync::mpsc;
 
+use super::closure::{self, Closure};
 use super::fetch_error::FetchError;
+use super::process::{Group, nix, read_line};
 use super::progress::{FetchEvent, Progress};
-use super::roots::roots_of;
+use super::room::Room;
+use super::roots::{self, roots_of};
 
 /// What to fetch.
 #[derive(Clone, Debug)]
 pub struct RealiseRequest {
     /// The deployment it is for.
     pub id: DeploymentId,
-    /// The closure first, then what else is needed, such as health checks. Each with all it refers to.
-    pub paths: Vec<StorePath>,
+    /// The closure.
+    pub path: StorePath,
+    /// What else is needed, such as the programs of health checks. Each with all it refers to.
+    pub programs: Vec<StorePath>,
+    /// What the closure has to hold, to the byte.
+    pub digest: Option<ClosureDigest>,
     /// Binary caches besides the machine's own.
     pub substituters: Vec<SubstituterUrl>,
     /// Keys of binary caches besides those that the machine trusts.
@@ -34,94 +40,145 @@ pub struct RealiseRequest {
 }
 
 /// What was fetched, or was there.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Realised {
-    /// The size of the first path's closure in the store, in bytes, where Nix tells.
+    /// The size of the closure in the store, in bytes, where Nix tells.
     pub closure_size: Option<u64>,
+    /// What had to come: nothing when all was there.
+    pub fetched: FetchProgress,
+    /// What it changes against what runs, where Nix tells about both.
+    pub changes: Option<Changes>,
 }
-
-/// Longest line of Nix that is read; the rest of a longer one is skipped, in bytes.
-const LINE_MAX: usize = 64 * 1024;
 
 /// Progress is told this often at most.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
-/// Brings `request.paths` into the store with all they refer to, and keeps them from the garbage collector.
+/// How long a cache may take to accept a connection, in seconds: a lost packet is sent again after 1, 3 and 7 s.
+/// Nix 2.8 waits for minutes unless told otherwise.
+const CONNECT_SECONDS: &str = "15";
+
+/// After how many seconds without a byte a download is given up: minutes, since on a slow line one of many
+/// downloads may have to wait for the others. Nix's own limit is 300.
+const STALLED_SECONDS: &str = "120";
+
+/// How often Nix tries a download before it gives up: the whole fetch is tried again later, and goes on where
+/// it stopped.
+const ATTEMPTS: &str = "3";
+
+/// Brings the closure and the programs into the store with all they refer to, keeps them from the garbage
+/// collector, and checks what the closure holds.
+///
+/// What `running` returns once the closure is there is what it is compared with, to tell what it changes.
 ///
 /// The machine's own caches, keys and credentials are used, and those of the request besides. Nothing is
-/// ever built. Events that find no room in the channel are dropped. Dropping the future cancels the fetch:
-/// Nix and what it started is killed.
+/// ever built. Where the disk has no room for all of it, the fetch ends as soon as Nix tells how much that is,
+/// which is before it begins to copy. Events that find no room in the channel are dropped. Dropping the future
+/// cancels the fetch: Nix and what it started is killed.
+///
+/// The digest is made of the hashes in Nix's database, which Nix compares with the content when it comes into
+/// the store: a cache cannot lie. What somebody changes on the machine's disk afterwards is not found; that
+/// takes reading all of it again, which `nix-store --verify --check-contents` does.
 ///
 /// # Errors
 /// [`FetchError`] with the reason as far as Nix tells it.
 pub async fn realise(
     request: &RealiseRequest,
+    running: impl Fn() -> Option<StorePath>,
     events: &mpsc::Sender<FetchEvent>,
 ) -> Result<Realised, FetchError> {
-    let Some(closure) = request.paths.first() else {
-        return Err(FetchError::other("there is nothing to fetch"));
-    };
-    let work = async {
-        // Asked for at the same time, since both take about as long when all is there; the answer from
-        // before the fetch is none when something was missing.
-        let (fetched, size) = tokio::join!(fetch(request, closure, events), closure_size(closure));
-        fetched?;
-        let closure_size = match size {
-            Some(size) => Some(size),
-            None => closure_size(closure).await,
-        };
-        Ok(Realised { closure_size })
-    };
+    let work = fetch_and_check(request, running, events);
     match request.timeout {
         None => work.await,
         Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
             let seconds = limit.as_secs_f64();
-            Err(FetchError::other(&format!(
-                "cannot fetch {closure}: it took longer than {seconds} s"
+            Err(FetchError::other(format!(
+                "cannot fetch {}: it took longer than {seconds} s",
+                request.path
             )))
         }),
     }
 }
 
+async fn fetch_and_check(
+    request: &RealiseRequest,
+    running: impl Fn() -> Option<StorePath>,
+    events: &mpsc::Sender<FetchEvent>,
+) -> Result<Realised, FetchError> {
+    // When all is there, both take about as long; when it is not, Nix would only say so.
+    let before = async {
+        if is_there(&request.path) {
+            closure::ask(&request.path, running().as_ref()).await
+        } else {
+            None
+        }
+    };
+    let (fetched, before) = tokio::join!(fetch(request, events), before);
+    let fetched = fetched?;
+    // What was in the store when Nix began is what Nix told about, unless something had to come.
+    let closure = match before {
+        Some(closure) if fetched == FetchProgress::default() => Some(closure),
+        _ => closure::ask(&request.path, running().as_ref()).await,
+    };
+    if let Some(digest) = request.digest {
+        closure::check(&request.path, closure.as_ref(), digest)?;
+    }
+    let (closure_size, changes) = match closure {
+        Some(Closure { info, changes }) => (Some(info.size()), changes),
+        None => (None, None),
+    };
+    Ok(Realised {
+        closure_size,
+        fetched,
+        changes,
+    })
+}
+
+fn is_there(path: &StorePath) -> bool {
+    Utf8Path::new(path.as_str()).symlink_metadata().is_ok()
+}
+
 async fn fetch(
     request: &RealiseRequest,
-    closure: &StorePath,
     events: &mpsc::Sender<FetchEvent>,
-) -> Result<(), FetchError> {
+) -> Result<FetchProgress, FetchError> {
+    let closure = &request.path;
     let dir = roots_of(&request.roots, request.id);
-    std::fs::create_dir_all(&dir)
-        .map_err(|error| FetchError::other(&format!("cannot make `{dir}`: {error}")))?;
+    // What caches told is remembered for this fetch alone: Nix would take a cache that it once reached for one
+    // that it must reach, and a path that was not there a moment ago for missing.
+    let cache = dir.join("cache");
+    let paths: Vec<_> = [closure].into_iter().chain(&request.programs).collect();
+    let has_roots = prepare(&dir, &cache, &paths).map_err(|error| {
+        FetchError::other(format!("cannot write to `{dir}`: {error}; check the disk"))
+    })?;
     let mut command = nix("nix-store");
-    command.arg("--realise");
-    command.args(request.paths.iter().map(StorePath::as_str));
-    command.args(["--add-root", dir.join("closure").as_str()]);
-    add(
-        &mut command,
-        "extra-substituters",
-        request.substituters.iter().map(SubstituterUrl::as_str),
-    );
-    add(
-        &mut command,
-        "extra-trusted-public-keys",
-        request.keys.iter().map(CacheKey::as_str),
-    );
-    // A path that was asked for before it was pushed counts as missing for an hour otherwise.
-    command.args(["--option", "narinfo-cache-negative-ttl", "0"]);
-    // Never build, here or elsewhere.
-    command.args(["--max-jobs", "0", "--option", "builders", ""]);
-    command.args(["--log-format", "internal-json", "-v"]);
-    let mut child = Group::spawn(&mut command, "nix-store")?;
+    command
+        .arg("--realise")
+        .args(paths.iter().map(|path| path.as_str()));
+    if !has_roots {
+        command.args(["--add-root", dir.join("closure").as_str()]);
+    }
+    add_options(&mut command, request);
+    command.env("XDG_CACHE_HOME", &cache);
+    command.env("NIX_CACHE_HOME", &cache);
+    command.stderr(Stdio::piped());
 
+    let room = Room::of_store().ok();
+    let mut child = Group::spawn(&mut command, "nix-store")?;
     let mut progress = Progress::default();
     let mut told = (progress.now(), None::<Instant>);
     let mut stderr = BufReader::new(child.stderr()?);
     let mut line = Vec::new();
     while read_line(&mut stderr, &mut line)
         .await
-        .map_err(|error| FetchError::other(&format!("cannot read what nix-store says: {error}")))?
+        .map_err(|error| FetchError::other(format!("cannot read what nix-store says: {error}")))?
     {
+        let needed = progress.needed();
         if let Some(text) = progress.line(&String::from_utf8_lossy(&line)) {
             offer(events, FetchEvent::Line(text));
+        }
+        if let Some(room) = room.filter(|_| progress.needed() > needed) {
+            // Nix is killed when this returns.
+            room.check(closure.as_str(), progress.needed())?;
         }
         let now = progress.now();
         if now != told.0 && told.1.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) {
@@ -129,182 +186,76 @@ async fn fetch(
             told = (now, Some(Instant::now()));
         }
     }
-    let status = child
-        .wait()
-        .await
-        .map_err(|error| FetchError::other(&format!("cannot wait for nix-store: {error}")))?;
+    let status = child.wait().await?;
     if progress.now() != told.0 {
         offer(events, FetchEvent::Progress(progress.now()));
     }
+    remove(&cache);
     if status.success() {
-        Ok(())
+        Ok(progress.now())
     } else {
-        Err(progress.complaints.verdict(closure.as_str()))
+        let complaints = &progress.complaints;
+        Err(complaints.verdict(closure.as_str(), &request.substituters))
     }
+}
+
+/// Makes the folder and, where this user may, the roots; says whether it did.
+fn prepare(dir: &Utf8Path, cache: &Utf8Path, paths: &[&StorePath]) -> std::io::Result<bool> {
+    std::fs::create_dir_all(dir)?;
+    remove(cache);
+    for (number, path) in paths.iter().enumerate() {
+        let name = match number {
+            0 => "closure".to_owned(),
+            _ => format!("program-{number}"),
+        };
+        // A root may be there before the path: it then keeps it from the first moment.
+        if !roots::link(dir, &name, path)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Removes what Nix remembered about caches; what cannot be removed goes with the roots of its deployment.
+fn remove(cache: &Utf8Path) {
+    match std::fs::remove_dir_all(cache) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::debug!(%cache, %error, "cannot remove what Nix remembered about caches");
+        }
+        _ => {}
+    }
+}
+
+fn add_options(command: &mut Command, request: &RealiseRequest) {
+    let RealiseRequest {
+        substituters, keys, ..
+    } = request;
+    let substituters: Vec<_> = substituters.iter().map(SubstituterUrl::as_str).collect();
+    let keys: Vec<_> = keys.iter().map(CacheKey::as_str).collect();
+    // Those of the machine stay in use.
+    for (option, values) in [
+        ("extra-substituters", substituters),
+        ("extra-trusted-public-keys", keys),
+    ] {
+        if !values.is_empty() {
+            command.args(["--option", option, &values.join(" ")]);
+        }
+    }
+    for (option, value) in [
+        // A path that was asked for before it was pushed counts as missing for an hour otherwise.
+        ("narinfo-cache-negative-ttl", "0"),
+        ("connect-timeout", CONNECT_SECONDS),
+        ("stalled-download-timeout", STALLED_SECONDS),
+        ("download-attempts", ATTEMPTS),
+        // Never build, here or elsewhere.
+        ("builders", ""),
+    ] {
+        command.args(["--option", option, value]);
+    }
+    command.args(["--max-jobs", "0", "--log-format", "internal-json", "-v"]);
 }
 
 /// What nobody has room for is only shown less often.
 fn offer(events: &mpsc::Sender<FetchEvent>, event: FetchEvent) {
     drop(events.try_send(event));
-}
-
-fn add<'a>(command: &mut Command, option: &str, values: impl Iterator<Item = &'a str>) {
-    let values: Vec<_> = values.collect();
-    if !values.is_empty() {
-        command.args(["--option", option, &values.join(" ")]);
-    }
-}
-
-/// The size of a closure that is in the store; none when it is not, or when Nix does not tell.
-async fn closure_size(closure: &StorePath) -> Option<u64> {
-    let mut command = nix("nix");
-    command.args(["--extra-experimental-features", "nix-command"]);
-    command.args(["path-info", "--json", "-S", closure.as_str()]);
-    // The local store alone: Nix would ask the caches for a missing path too, and while another Nix asks a
-    // cache for the first time, one of both fails in `~/.cache/nix` with "constraint failed".
-    command.args(["--option", "substitute", "false"]);
-    command.stdout(Stdio::piped()).stderr(Stdio::null());
-    let output = command.output().await.ok()?;
-    size_in(&serde_json::from_slice(&output.stdout).ok()?, closure)
-}
-
-/// Older versions of Nix write an array, newer ones an object by path.
-fn size_in(json: &Value, closure: &StorePath) -> Option<u64> {
-    let info = match json {
-        Value::Array(infos) => infos
-            .iter()
-            .find(|info| info.get("path").and_then(Value::as_str) == Some(closure.as_str()))?,
-        Value::Object(infos) => infos
-            .get(closure.as_str())
-            .or_else(|| infos.get("info")?.get(closure.base_name()))?,
-        _ => return None,
-    };
-    info.get("closureSize")?.as_u64()
-}
-
-fn nix(program: &str) -> Command {
-    let mut command = Command::new(program);
-    command
-        .env_clear()
-        .envs(super::clean_environment())
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
-}
-
-/// A program with all that it started, killed when this is dropped before it has ended.
-struct Group {
-    child: Child,
-    leader: Option<Pid>,
-}
-
-impl Group {
-    fn spawn(command: &mut Command, name: &str) -> Result<Self, FetchError> {
-        let child = command.process_group(0).spawn().map_err(|error| {
-            FetchError::other(&if error.kind() == io::ErrorKind::NotFound {
-                format!("cannot find `{name}`: install Nix, or add it to the PATH of the agent")
-            } else {
-                format!("cannot start `{name}`: {error}")
-            })
-        })?;
-        let leader = child
-            .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .and_then(Pid::from_raw);
-        Ok(Self { child, leader })
-    }
-
-    fn stderr(&mut self) -> Result<tokio::process::ChildStderr, FetchError> {
-        let stderr = self.child.stderr.take();
-        stderr.ok_or_else(|| FetchError::other("cannot read what nix-store says"))
-    }
-
-    async fn wait(&mut self) -> io::Result<std::process::ExitStatus> {
-        let status = self.child.wait().await;
-        // From here on the number may belong to another process.
-        self.leader = None;
-        status
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.leader
-            && let Err(error) = kill_process_group(leader, Signal::KILL)
-        {
-            tracing::debug!(%error, "nix-store had ended when its fetch was cancelled");
-        }
-    }
-}
-
-/// Reads a line of at most [`LINE_MAX`] bytes without its end, and skips what is longer; false at the end.
-async fn read_line(from: &mut (impl AsyncBufRead + Unpin), line: &mut Vec<u8>) -> io::Result<bool> {
-    line.clear();
-    let mut any = false;
-    loop {
-        let bytes = from.fill_buf().await?;
-        if bytes.is_empty() {
-            return Ok(any);
-        }
-        any = true;
-        let end = bytes.iter().position(|byte| *byte == b'\n');
-        let part = &bytes[..end.unwrap_or(bytes.len())];
-        line.extend(&part[..part.len().min(LINE_MAX - line.len())]);
-        let used = part.len() + usize::from(end.is_some());
-        from.consume(used);
-        if end.is_some() {
-            return Ok(true);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATH: &str = "/nix/store/0jjfmy3arn0dmbh43zyahz6chpw0r863-top";
-
-    #[test]
-    fn the_size_is_read_from_old_and_new_versions_of_nix() {
-        let closure = StorePath::new(PATH).unwrap();
-        let base = closure.base_name();
-        let old = format!(r#"[{{"path":"{PATH}","narSize":688,"closureSize":1336}}]"#);
-        let new = format!(r#"{{"{PATH}":{{"narSize":688,"closureSize":1336}}}}"#);
-        let newest = format!(r#"{{"info":{{"{base}":{{"closureSize":1336}}}},"version":2}}"#);
-        for json in [old, new, newest] {
-            assert_eq!(
-                size_in(&serde_json::from_str(&json).unwrap(), &closure),
-                Some(1336)
-            );
-        }
-        for json in [
-            "[]",
-            "{}",
-            "null",
-            r#"[{"path":"/nix/store/x","valid":false}]"#,
-        ] {
-            assert_eq!(
-                size_in(&serde_json::from_str(json).unwrap(), &closure),
-                None
-            );
-        }
-    }
-
-    #[tokio::test]
-    async fn a_line_without_end_takes_bounded_memory() {
-        let mut bytes = vec![b'x'; 3 * LINE_MAX];
-        bytes.extend(b"\nnext\nlast");
-        let mut from = BufReader::new(bytes.as_slice());
-        let mut line = Vec::new();
-        assert!(read_line(&mut from, &mut line).await.unwrap());
-        assert_eq!(line.len(), LINE_MAX);
-        assert!(read_line(&mut from, &mut line).await.unwrap());
-        assert_eq!(line, b"next");
-        assert!(read_line(&mut from, &mut line).await.unwrap());
-        assert_eq!(line, b"last");
-        assert!(!read_line(&mut from, &mut line).await.unwrap());
-    }
 }

@@ -31,7 +31,8 @@ impl Shell {
                 }
                 self.broker.prepare(order.id, &order.substituters);
                 let news = self.fetch_news.0.clone();
-                self.fetch = Some(Fetch::start(order, self.roots(), news));
+                let profile = self.settings.profile.clone();
+                self.fetch = Some(Fetch::start(order, self.roots(), profile, news));
             }
             Effect::CancelFetch(id) => {
                 if let Some(fetch) = self.fetch.take_if(|fetch| fetch.id == id) {
@@ -146,8 +147,10 @@ impl Shell {
             // It is found at the next start, and removed then.
             tracing::warn!(%id, error = %crate::job::chain(&error), "cannot remove a job");
         }
-        let keep = self.agent.ledger().kept(RETENTION);
-        if let Err(error) = nix::release_roots(&self.roots(), &keep) {
+        let ledger = self.agent.ledger();
+        let under_way = ledger.under_way();
+        let keep = ledger.kept(RETENTION);
+        if let Err(error) = nix::release_roots(&self.roots(), &under_way, &keep) {
             tracing::warn!(%id, %error, "cannot release what was kept from the garbage collector");
         }
     }

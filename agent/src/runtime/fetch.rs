@@ -31,8 +31,8 @@ impl FetchNews {
                     Ok(Realised {
                         closure_size: realised.closure_size,
                         kind: None,
-                        fetched: FetchProgress::default(),
-                        changes: None,
+                        fetched: realised.fetched,
+                        changes: realised.changes,
                         facts,
                     })
                 }),
@@ -78,10 +78,11 @@ impl Fetch {
     pub(super) fn start(
         order: Box<FetchOrder>,
         roots: Utf8PathBuf,
+        profile: Utf8PathBuf,
         news: mpsc::Sender<FetchNews>,
     ) -> Self {
         let id = order.id;
-        let task = tokio::spawn(fetch(order, roots, news));
+        let task = tokio::spawn(fetch(order, roots, profile, news));
         Self { id, task }
     }
 
@@ -96,12 +97,17 @@ impl Fetch {
     }
 }
 
-async fn fetch(order: Box<FetchOrder>, roots: Utf8PathBuf, news: mpsc::Sender<FetchNews>) {
-    let mut paths = vec![order.path.clone()];
-    paths.extend(order.programs.iter().cloned());
+async fn fetch(
+    order: Box<FetchOrder>,
+    roots: Utf8PathBuf,
+    profile: Utf8PathBuf,
+    news: mpsc::Sender<FetchNews>,
+) {
     let request = RealiseRequest {
         id: order.id,
-        paths,
+        path: order.path.clone(),
+        programs: order.programs.clone(),
+        digest: order.digest,
         substituters: order.substituters.clone(),
         keys: order.keys.clone(),
         roots,
@@ -112,12 +118,6 @@ async fn fetch(order: Box<FetchOrder>, roots: Utf8PathBuf, news: mpsc::Sender<Fe
         while let Some(event) = told.recv().await {
             match event {
                 FetchEvent::Progress(progress) => {
-                    let progress = FetchProgress {
-                        fetched_bytes: progress.bytes_done,
-                        fetch_bytes: progress.bytes_expected,
-                        fetched_paths: progress.paths_done,
-                        fetch_paths: progress.paths_expected,
-                    };
                     let progress = FetchNews::Progress(order.id, progress);
                     if news.try_send(progress).is_err() {
                         tracing::trace!("progress is told later");
@@ -128,7 +128,9 @@ async fn fetch(order: Box<FetchOrder>, roots: Utf8PathBuf, news: mpsc::Sender<Fe
         }
     };
     let result = async {
-        let result = nix::realise(&request, &events).await;
+        // Which of the machine's systems it changes is known once the closure is there.
+        let running = || facts(&order, &profile).ok().and_then(|facts| facts.current);
+        let result = nix::realise(&request, running, &events).await;
         // Ends the other one.
         drop(events);
         result

@@ -137,7 +137,7 @@ impl Machine {
         StorePath::new(path.trim()).unwrap()
     }
 
-    fn derive(&self, name: &str, script: &str, builder: &str) -> StorePath {
+    pub(crate) fn derive(&self, name: &str, script: &str, builder: &str) -> StorePath {
         self.build(&format!(
             r#"derivation {{
                 name = "{name}"; system = builtins.currentSystem; builder = "/bin/sh";

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on says so by a panic.
 
 mod activation;
+mod cache;
 mod crashes;
 mod machine;
 mod profiles;

@@ -106,13 +106,19 @@ impl Ledger {
         ran.flatten().find(|path| Some(*path) != running)
     }
 
+    /// The deployments that have not ended: the one that is carried out, what waits, and what is staged.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<DeploymentId> {
+        let tasks = self.current.iter().chain(&self.next);
+        let staged = self.staged.as_ref().map(Staged::id);
+        tasks.map(|task| task.order.id).chain(staged).collect()
+    }
+
     /// Whose closures have to be kept from the garbage collector: what is under way, what waits, and of those
     /// that ended well the newest `retention` different ones.
     #[must_use]
     pub fn kept(&self, retention: usize) -> Vec<DeploymentId> {
-        let tasks = self.current.iter().chain(&self.next);
-        let mut kept: Vec<_> = tasks.map(|task| task.order.id).collect();
-        kept.extend(self.staged.as_ref().map(Staged::id));
+        let mut kept = self.under_way();
         let mut paths: Vec<&StorePath> = Vec::new();
         for known in &self.known {
             if paths.len() < retention && !paths.contains(&&known.path) {
