@@ -1,6 +1,7 @@
 //! Where closures are built, as CI would: a Nix store of its own, and a signed binary cache.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -39,8 +40,14 @@ impl Builder {
         })
     }
 
+    /// A command that runs `program` where the closures are built, with nothing of this process's environment.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        self.namespace.command(program)
+    }
+
     fn run(&self, program: &str, args: &[&str]) -> Result<Finished> {
-        let mut command = self.namespace.command(program);
+        let mut command = self.command(program);
         command.args(args).current_dir(self.namespace.dir());
         process::run("builder", command, &self.logs)
     }

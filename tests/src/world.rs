@@ -241,6 +241,20 @@ impl World {
         Finished::wait(self.start_hoist("hoist", args)?)
     }
 
+    /// Runs `hoist` to its end where the closures are built, as CI does: its Nix knows what they hold.
+    ///
+    /// # Errors
+    /// When it cannot be started or does not end.
+    pub fn hoist_in_ci(&self, args: &[&str]) -> Result<Finished> {
+        let mut command = self
+            .builder
+            .command(self.site.programs().publisher.as_str());
+        command
+            .env("HOIST_CONFIG", self.publisher_config())
+            .args(args);
+        process::run("hoist-in-ci", command, self.site.logs())
+    }
+
     /// Starts `hoist`, its output under `name`.
     ///
     /// # Errors

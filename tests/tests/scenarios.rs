@@ -14,6 +14,7 @@ mod scenarios {
     mod machines;
     mod modules;
     mod operators;
+    mod orders;
     mod systemd;
     mod trust;
 }

@@ -1,0 +1,87 @@
+//! What an operator can ask for with a deployment, through `hoist` to the machine and back.
+
+use std::fs;
+
+use anyhow::{Context as _, Result};
+use camino::Utf8PathBuf;
+use hoist_protocol::State;
+use hoist_tests::closure::System;
+use hoist_tests::process::Finished;
+use hoist_tests::world::{Options, World, scenario};
+use serde_json::{Value, json};
+
+/// Writes a spec that says more of `web-1` than its path.
+fn spec(world: &World, agent: &Value) -> Result<Utf8PathBuf> {
+    let path = world.site().dir().join("orders.json");
+    let spec = json!({ "agents": { "web-1": agent } });
+    fs::write(&path, spec.to_string())?;
+    Ok(path)
+}
+
+/// What the JSON document of a run says of its only machine.
+fn machine_in(done: &Finished) -> Result<Value> {
+    let document: Value = serde_json::from_str(&done.stdout)?;
+    let machines = document["machines"].as_array().context("no machines")?;
+    assert_eq!(machines.len(), 1, "{document}");
+    Ok(machines[0].clone())
+}
+
+/// The digest that `hoist deploy` signs of `path`, as its JSON has it.
+fn signed_digest(done: &Finished) -> Result<Option<String>> {
+    Ok(machine_in(done)?["digest"].as_str().map(str::to_owned))
+}
+
+#[test]
+fn what_a_closure_holds_is_signed_where_the_store_of_the_publisher_has_it() {
+    scenario(Options::default(), |world| {
+        let machine = world.running("web-1")?;
+        let v1 = world.system(&System::new("web-1", "1"))?;
+        let by_path = spec(world, &json!(v1))?;
+        let deploy = ["deploy", by_path.as_str(), "--json"];
+        let done = world.hoist_in_ci(&[&deploy[..], &["--require-digest"]].concat())?;
+        let digest = signed_digest(&done.expect_code(0)?)?.context("no digest")?;
+        assert_eq!(digest.len(), 64, "{digest}");
+        assert_eq!(machine.current_system()?, Some(v1.clone()));
+
+        let done = world.hoist_in_ci(&[&deploy[..], &["--no-digest"]].concat())?;
+        assert_eq!(signed_digest(&done.expect_code(0)?)?, None);
+
+        // On an operator's computer the store does not have it.
+        let refused = world.hoist(&["deploy", by_path.as_str(), "--require-digest"])?;
+        let refused = refused.expect_code(1)?;
+        assert!(
+            refused
+                .stderr
+                .contains("is not in the store of this computer"),
+            "{}",
+            refused.stderr
+        );
+        // There the digest may come with the spec.
+        let with_digest = spec(world, &json!({ "path": v1, "digest": digest }))?;
+        let args = ["deploy", with_digest.as_str(), "--require-digest", "--json"];
+        let done = world.hoist(&args)?.expect_code(0)?;
+        assert_eq!(signed_digest(&done)?, Some(digest));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_deployment_that_is_spread_over_a_day_waits_and_a_newer_one_does_not_wait_for_it() {
+    scenario(Options::default(), |world| {
+        let machine = world.running("web-1")?;
+        let v1 = world.system(&System::new("web-1", "1"))?;
+        let v2 = world.system(&System::new("web-1", "2"))?;
+        world
+            .deploy(&machine, &v1, &["--spread", "24h", "--async"])?
+            .expect_code(0)?;
+        world
+            .watch()
+            .wait_status(machine.name(), "it waits for its moment", |status| {
+                status.state == State::Waiting
+            })?;
+        assert_eq!(machine.activations()?, [""; 0]);
+        world.deploy(&machine, &v2, &[])?.expect_code(0)?;
+        assert_eq!(machine.current_system()?, Some(v2));
+        Ok(())
+    });
+}
