@@ -7,10 +7,12 @@ mod outage;
 mod reach;
 mod warnings;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hoist_certs::mqtt::{FailureKind, diagnose};
 use hoist_protocol::{BrokerUrl, Channel, DeploymentId, LogLine, Presence};
+use tokio::sync::OnceCell;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -18,7 +20,7 @@ use super::Changes;
 use crate::config::Settings;
 use crate::mqtt::{Backoff, Link, LinkEvent, Payload, Receipt, Renewal, Target, Turn, Verdict};
 use before::Before;
-use outage::Known;
+use outage::{Host, Known};
 use reach::{Echo, Reach};
 
 pub(super) use outage::Verdict as OutageVerdict;
@@ -93,6 +95,8 @@ pub(super) struct Broker {
     reach: Option<Reach>,
     /// One at a time.
     surveys: JoinSet<Survey>,
+    /// The binary caches of the machine, once Nix was asked for them.
+    caches: Arc<OnceCell<Vec<Host>>>,
     /// The last confirmation was one without an echo.
     weakly_confirmed: bool,
     /// [`ANSWER`], but for tests.
@@ -123,6 +127,7 @@ impl Broker {
             before: None,
             reach: None,
             surveys: JoinSet::new(),
+            caches: Arc::default(),
             weakly_confirmed: false,
             answer: ANSWER,
             settings,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::process::Command;
 
-/// How long systemd may take to answer.
+/// How long the operating system may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
 
 /// A machine that slept for less has not been away.
@@ -104,6 +104,7 @@ fn clock(id: rustix::time::ClockId) -> Duration {
 
 /// Whether something such as NTP keeps the wall clock right, as far as systemd can tell: timedated asks the
 /// kernel, whoever it is that disciplines the clock. False where there is no systemd.
+#[cfg(not(target_os = "macos"))]
 pub(super) async fn is_synchronised() -> bool {
     // systemd-timesyncd's own mark, without starting a program.
     if std::path::Path::new("/run/systemd/timesync/synchronized").exists() {
@@ -112,16 +113,29 @@ pub(super) async fn is_synchronised() -> bool {
     if !std::path::Path::new("/run/systemd/system").is_dir() {
         return false;
     }
-    let mut command = Command::new("timedatectl");
+    let arguments = ["show", "--property=NTPSynchronized", "--value"];
+    says("timedatectl", &arguments, "yes").await
+}
+
+/// Whether the wall clock is set from the network. Only root may ask; false for others.
+#[cfg(target_os = "macos")]
+pub(super) async fn is_synchronised() -> bool {
+    let arguments = ["-getusingnetworktime"];
+    says("/usr/sbin/systemsetup", &arguments, "Network Time: On").await
+}
+
+/// Whether what `program` prints starts with `answer`.
+async fn says(program: &str, arguments: &[&str], answer: &str) -> bool {
+    let mut command = Command::new(program);
     command
-        .args(["show", "--property=NTPSynchronized", "--value"])
+        .args(arguments)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
     match tokio::time::timeout(ANSWER, command.output()).await {
-        Ok(Ok(output)) => output.stdout.starts_with(b"yes"),
+        Ok(Ok(output)) => output.stdout.starts_with(answer.as_bytes()),
         Ok(Err(error)) => {
-            tracing::debug!(%error, "cannot ask timedatectl whether the clock is synchronised");
+            tracing::debug!(program, %error, "cannot ask whether the clock is synchronised");
             false
         }
         Err(_) => false,

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use hoist_agent_core::{Agent, Config, Facts, FoundJob, Input, Moment, Offer};
 use hoist_certs::program::now;
-use hoist_protocol::{DeploymentId, System, Text, digest};
+use hoist_protocol::{DeploymentId, State, System, Text, digest};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
@@ -125,6 +125,8 @@ struct Shell {
     beat_at: Instant,
     pulse: Pulse,
     manager: ServiceManager,
+    /// The state that was reported last.
+    reported: State,
     /// The warnings that were reported last.
     warned: Vec<Text<256>>,
     synchronised: bool,
@@ -174,6 +176,7 @@ impl Shell {
             beat_at: started,
             pulse: Pulse::new(Reading::now(started.into_std())),
             manager: ServiceManager::from_environment(),
+            reported: State::Idle,
             warned: Vec::new(),
             synchronised: false,
             signals,
@@ -260,9 +263,8 @@ impl Shell {
             self.synchronised = clock::is_synchronised().await;
             self.broker.start_over().await;
         }
-        let state = self.agent.status(&self.moment()).state;
-        self.manager
-            .status(format!("{state}; {}", self.broker.summary()));
+        let (state, connection) = (self.reported, self.broker.summary());
+        self.manager.status(format!("{state}; {connection}"));
         let warnings = self.broker.warnings();
         if warnings != self.warned {
             self.warned = warnings;

@@ -21,8 +21,11 @@ use tokio::time::timeout;
 /// How long a name lookup or a TCP connection may take.
 const ANSWER: Duration = Duration::from_secs(3);
 
-/// Most addresses that are remembered of the brokers, and of the witnesses.
+/// Most addresses that are tried at once.
 const MAX_ADDRESSES: usize = 32;
+
+/// Most addresses of one host that are witnesses: each is connected to at each deployment.
+const MAX_OF_HOST: usize = 2;
 
 /// What was in reach before a deployment was activated.
 #[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
@@ -212,7 +215,8 @@ pub(crate) async fn look_before(brokers: Vec<Host>, witnesses: Vec<Host>) -> Kno
     };
     let mut addresses = BTreeSet::new();
     for host in &witnesses {
-        addresses.extend(host.addresses().await.unwrap_or_default());
+        let found = host.addresses().await.unwrap_or_default();
+        addresses.extend(found.into_iter().take(MAX_OF_HOST));
     }
     known.witnesses = open_among(&addresses).await;
     known

@@ -3,6 +3,7 @@
 //! The proof is a nonce that comes back over a connection made after the activation. A broker that did not let the
 //! agent hear its nonces before the activation either is proven by less: TLS, login and a granted subscription.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use hoist_certs::mqtt::FailureKind;
@@ -94,8 +95,9 @@ impl Broker {
         let brokers = self.hosts();
         // What is under way is about another deployment, and ends here.
         self.surveys = JoinSet::new();
+        let caches = Arc::clone(&self.caches);
         self.surveys.spawn(async move {
-            witnesses.extend(machines_caches().await);
+            witnesses.extend_from_slice(caches.get_or_init(machines_caches).await);
             Survey::Known(id, look_before(brokers, witnesses).await)
         });
     }
