@@ -9,6 +9,7 @@ mod tests;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use hoist_agent_core::KNOWN;
 use hoist_certs::program::ConfigError;
 use hoist_certs::{ClientTls, Credentials, Pem, Role, TlsError};
 use hoist_protocol::{Machine, PublicKey, Tag, TrustedKeys, TrustedKeysError, limits};
@@ -30,6 +31,9 @@ pub const MAX_BACKOFF: Duration = Duration::from_secs(5 * 60);
 
 /// How long a connection may be silent before the agent asks whether the broker is there, unless told otherwise.
 pub const KEEPALIVE: Duration = hoist_certs::mqtt::KEEP_ALIVE;
+
+/// How many of the systems that were deployed last are kept from the garbage collector unless told otherwise.
+pub const KEEP_GENERATIONS: usize = 3;
 
 const INTERVAL_SETTING: PeriodSetting = PeriodSetting {
     key: "status_interval",
@@ -66,6 +70,7 @@ pub struct ConfigFile {
     state: Option<Utf8PathBuf>,
     profile: Option<Utf8PathBuf>,
     tags: Option<Vec<Tag>>,
+    keep_generations: Option<usize>,
     status_interval: Option<Period>,
     max_backoff: Option<Period>,
     keepalive: Option<Period>,
@@ -110,6 +115,10 @@ pub struct ConfigFlags {
     /// Words that this machine is selected by, separated by commas: 16 at most, each 1 to 64 of a-z 0-9 _ . : -
     #[arg(long, value_name = "TAG", value_delimiter = ',')]
     tags: Option<Vec<Tag>>,
+    /// How many of the systems that were deployed last are kept from the garbage collector, 1 to 20, to go back to
+    /// without a binary cache [default: 3]
+    #[arg(long, value_name = "N")]
+    keep_generations: Option<usize>,
     /// How often the status is published again, 1s to 24h [default: 5m]
     #[arg(long, value_name = "TIME")]
     status_interval: Option<Period>,
@@ -167,6 +176,18 @@ pub enum SettingsError {
         /// Its key in the file.
         key: &'static str,
     },
+    /// A number lies outside of what is useful.
+    #[error("`{key}` is {found}; it must be {min} to {max}")]
+    Number {
+        /// Its key in the file.
+        key: &'static str,
+        /// What it is.
+        found: usize,
+        /// The least.
+        min: usize,
+        /// The most.
+        max: usize,
+    },
     /// There are too many tags.
     #[error("there are {0} tags, and {max} at most are allowed", max = limits::TAGS)]
     Tags(usize),
@@ -208,6 +229,8 @@ pub struct Settings {
     pub profile: Utf8PathBuf,
     /// What this machine is selected by; [`limits::TAGS`] at most, no two alike.
     pub tags: Vec<Tag>,
+    /// How many of the systems that were deployed last are kept from the garbage collector, at least 1.
+    pub keep_generations: usize,
     /// How often things are said again.
     pub status_interval: Duration,
     /// The longest wait between two tries to connect.
@@ -218,6 +241,22 @@ pub struct Settings {
 
 const fn missing(key: &'static str, flag: &'static str, example: &'static str) -> SettingsError {
     SettingsError::Missing { key, flag, example }
+}
+
+/// How many systems are kept, between the one that runs and all that a rollback can name.
+fn kept(found: Option<usize>) -> Result<usize, SettingsError> {
+    let found = found.unwrap_or(KEEP_GENERATIONS);
+    let (key, min, max) = ("keep_generations", 1, KNOWN);
+    if (min..=max).contains(&found) {
+        Ok(found)
+    } else {
+        Err(SettingsError::Number {
+            key,
+            found,
+            min,
+            max,
+        })
+    }
 }
 
 /// Each at most once, in their order.
@@ -303,6 +342,7 @@ impl ConfigFlags {
             state,
             profile,
             tags: distinct(self.tags.or(file.tags).unwrap_or_default())?,
+            keep_generations: kept(self.keep_generations.or(file.keep_generations))?,
             status_interval: INTERVAL_SETTING
                 .take(self.status_interval.or(file.status_interval))?,
             max_backoff: BACKOFF_SETTING.take(self.max_backoff.or(file.max_backoff))?,

@@ -132,6 +132,24 @@ fn several_brokers_are_taken_in_their_order() {
 }
 
 #[test]
+fn the_number_of_systems_to_keep_has_limits() {
+    let kept = |n: &str| settings(&format!("keep_generations = {n}\n{}", complete()), &[]);
+    assert_eq!(settings(&complete(), &[]).unwrap().keep_generations, 3);
+    for n in [1, 20] {
+        assert_eq!(kept(&n.to_string()).unwrap().keep_generations, n);
+    }
+    for n in ["0", "21"] {
+        let error = kept(n).unwrap_err();
+        assert!(
+            error.contains("`keep_generations`") && error.contains("1 to 20"),
+            "{error}"
+        );
+    }
+    let flag = settings(&complete(), &["--keep-generations", "7"]);
+    assert_eq!(flag.unwrap().keep_generations, 7);
+}
+
+#[test]
 fn tags_are_taken_once_each_and_not_without_end() {
     let tags = |list: &str| settings(&format!("tags = [{list}]\n{}", complete()), &[]);
     let found = tags("'canary', 'rack:7', 'canary'").unwrap().tags;

@@ -11,10 +11,6 @@ use crate::nix;
 use super::fetch::Fetch;
 use super::{Shell, Watch};
 
-/// How many closures that ran are kept from the garbage collector, the running one among them: what a rollback
-/// most likely asks for.
-const RETENTION: usize = 3;
-
 impl Shell {
     /// Carries out one effect. What fails becomes an input.
     ///
@@ -149,7 +145,7 @@ impl Shell {
         }
         let ledger = self.agent.ledger();
         let under_way = ledger.under_way();
-        let keep = ledger.kept(RETENTION);
+        let keep = ledger.kept(self.settings.keep_generations);
         if let Err(error) = nix::release_roots(&self.roots(), &under_way, &keep) {
             tracing::warn!(%id, %error, "cannot release what was kept from the garbage collector");
         }
@@ -157,7 +153,6 @@ impl Shell {
 
     fn report(&mut self, status: &Status) {
         self.tell_followers(status);
-        self.reported = status.state;
         let said = format!("{:?} {} {:?}", status.id, status.state, status.message);
         if self.said.is_news(&said) {
             tracing::info!(

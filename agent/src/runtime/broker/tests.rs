@@ -62,6 +62,7 @@ impl Server {
             state: "/nowhere".into(),
             profile: "/nowhere".into(),
             tags: Vec::new(),
+            keep_generations: 3,
             status_interval: Duration::from_secs(300),
             max_backoff: Duration::from_secs(1),
             keepalive: Duration::from_secs(45),
