@@ -153,6 +153,7 @@ impl Shell {
 
     fn report(&mut self, status: &Status) {
         self.tell_followers(status);
+        self.reported = status.state;
         let said = format!("{:?} {} {:?}", status.id, status.state, status.message);
         if self.said.is_news(&said) {
             tracing::info!(
