@@ -1,20 +1,19 @@
 //! The way back to what ran before.
 
+use std::time::Duration;
+
 use camino::Utf8Path;
 use hoist_protocol::limits::DEFAULT_ACTIVATION_TIMEOUT_MS;
 use hoist_protocol::{Reason, StorePath};
 
 use super::Activator;
-use super::failure::{Failure, meaning, shown};
+use super::failure::Failure;
 use super::forward::named;
-use super::program::End;
-use super::system::{self, BOOT_LIMIT, Switch};
+use super::kinds::{self, Call, ClosureKind};
+use super::run::Ran;
+use super::system;
 use crate::job::{Before, Phase, Record};
 use crate::nix::{self, Generation};
-
-/// Exit codes of `switch-to-configuration` after which the system it was asked for runs: 2 says that the
-/// activation script failed somewhere, 4 that units failed, and these need not be its own.
-const SWITCHED: &[i32] = &[0, 2, 4];
 
 impl Activator {
     /// Goes back, and returns how the result reads then. It may be done again after a crash.
@@ -22,7 +21,17 @@ impl Activator {
         if failure.reason == Reason::ChangedByOthers {
             return failure;
         }
-        if self.journal.history().phase() != Some(Phase::RollingBack) {
+        let history = self.journal.history();
+        if !history.has_been(Phase::Activating) && !history.has_been(Phase::Staging) {
+            // Nothing was changed, and so nothing has to be restored.
+            return failure;
+        }
+        let begun = history.phase() == Some(Phase::RollingBack);
+        if system::is_shutting_down() {
+            self.interrupted = true;
+            return failure;
+        }
+        if !begun {
             let records = [
                 Record::GoingBack {
                     state: failure.state,
@@ -38,33 +47,37 @@ impl Activator {
             }
         }
         self.log.say(&format!("going back: {}", failure.message));
-        if let Some(conflict) = self.conflict(before) {
-            return Failure::conflict(format!(
-                "{conflict}, so it was left as it was found; before that: {}",
-                failure.message
-            ));
-        }
-        let gone_back = if before.nixos {
-            self.restore_nixos(before)
-        } else {
-            self.restore_profile(before)
-        };
+        let gone_back = kinds::of(&before.kind).and_then(|kind| {
+            if let Some(conflict) = self.conflict(before, kind) {
+                return Err(Failure::conflict(conflict));
+            }
+            self.restore(before, kind, failure.untouched)
+        });
         match gone_back {
             Ok(None) => failure,
             Ok(Some(remark)) => failure.and(&remark),
+            Err(conflict) if conflict.reason == Reason::ChangedByOthers => {
+                Failure::conflict(format!(
+                    "{}, so it was left as it was found; before that: {}",
+                    conflict.message, failure.message
+                ))
+            }
             Err(error) => failure.worse(&format!("going back failed: {}", error.message)),
         }
     }
 
     /// What somebody else has moved, if anything.
-    fn conflict(&self, before: &Before) -> Option<String> {
+    fn conflict(&self, before: &Before, kind: &dyn ClosureKind) -> Option<String> {
         let closure = &self.job.spec().closure;
         // What cannot be read is found out by what comes next.
         let facts = self.facts(before).ok()?;
         let was = before.named.as_ref().map(|named| &named.path);
-        let committing = self.journal.history().is_confirmed() || !before.nixos;
+        let history = self.journal.history();
+        let profile_set = !kind.is_volatile()
+            || history.has_been(Phase::Committing)
+            || history.has_been(Phase::Staging);
         let profile = facts.profile.as_ref();
-        if profile != was && !(committing && profile == Some(closure)) {
+        if profile != was && !(profile_set && profile == Some(closure)) {
             return Some(format!(
                 "somebody set {} to {} meanwhile",
                 before.profile,
@@ -72,44 +85,67 @@ impl Activator {
             ));
         }
         let current = facts.current.as_ref();
-        let mut known = vec![Some(closure), before.running.as_ref(), None];
+        let mut known = vec![Some(&before.brings), before.running.as_ref(), None];
         if self.rebooted {
-            known.push(was);
+            known.extend([was, before.boot_default.as_ref(), Some(closure)]);
         }
-        if before.nixos && !known.contains(&current) {
+        // Of the other kinds the profile is what runs, or what is to run after a boot.
+        if kind.is_volatile() && !known.contains(&current) {
             return Some(format!("somebody activated {} meanwhile", named(current)));
         }
         None
     }
 
-    fn restore_nixos(&mut self, before: &Before) -> Result<Option<String>, Failure> {
-        if let Err(error) = system::clear_switch_lists() {
+    /// Restores all that was recorded, by what it was.
+    fn restore(
+        &mut self,
+        before: &Before,
+        kind: &dyn ClosureKind,
+        untouched: bool,
+    ) -> Result<Option<String>, Failure> {
+        if let Err(error) = kind.clear_leftovers() {
             self.log.say(&format!(
-                "cannot clear the lists of a switch that was stopped: {error}"
+                "cannot clear what an activation that was stopped has left: {error}"
             ));
         }
-        // The profile first: what makes the boot menu goes by it.
-        let mut trouble = Vec::new();
-        let profile = self.restore_profile(before);
-        if self.journal.history().is_confirmed() {
-            trouble.extend(self.restore_boot_default(before).err());
+        let history = self.journal.history();
+        let boots = history.has_been(Phase::Committing) || history.has_been(Phase::Staging);
+        let activated = history.has_been(Phase::Activating) && !untouched;
+        if kind.is_volatile() || kind.runs_by_profile() {
+            // The profile first: what makes the boot menu goes by it, and so do programs that look for
+            // themselves there.
+            let profile = self.restore_profile(before, kind);
+            let loader = if boots && kind.is_volatile() {
+                self.restore_boot_default(before, kind)
+            } else {
+                Ok(())
+            };
+            let remark = self.reactivate(before, kind, activated)?;
+            let profile = profile?;
+            loader?;
+            return Ok(both(profile, remark));
         }
-        let remark = self.reactivate(before)?;
-        profile?;
-        match trouble.pop() {
-            Some(failure) => Err(failure),
-            None => Ok(remark),
-        }
+        // The profile last: programs take what is to be replaced from it.
+        let remark = self.reactivate(before, kind, activated);
+        let profile = self.restore_profile(before, kind)?;
+        Ok(both(profile, remark?))
     }
 
-    /// Activates what ran before, unless the machine has been booted into it.
-    fn reactivate(&mut self, before: &Before) -> Result<Option<String>, Failure> {
-        let closure = self.job.spec().closure.clone();
+    /// Activates what ran before, unless there is no need to.
+    fn reactivate(
+        &mut self,
+        before: &Before,
+        kind: &dyn ClosureKind,
+        activated: bool,
+    ) -> Result<Option<String>, Failure> {
         let runs = self.facts(before)?.current;
-        let was = before.named.as_ref().map(|named| &named.path);
-        if self.rebooted
+        if !activated && runs == before.running {
+            return Ok(None);
+        }
+        if kind.is_volatile()
+            && self.rebooted
             && runs.is_some()
-            && (runs.as_ref() != Some(&closure) || was == Some(&closure))
+            && (runs.as_ref() != Some(&before.brings) || runs == before.running)
         {
             return Ok(Some(format!(
                 "the machine was booted meanwhile and runs {}",
@@ -117,53 +153,88 @@ impl Activator {
             )));
         }
         let Some(previous) = before.running.clone() else {
-            let nothing = "no system ran before, so there is nothing to go back to";
-            return if runs.is_none() {
-                Ok(Some(nothing.to_owned()))
-            } else {
-                Err(Failure::failed(
-                    Reason::ActivationFailed,
-                    format!("{nothing}; {closure} was left as it is"),
-                ))
-            };
+            return self.nothing_to_go_back_to(before, kind, runs.as_ref());
         };
+        let least = Duration::from_millis(DEFAULT_ACTIVATION_TIMEOUT_MS);
+        let call = Call {
+            path: previous.clone(),
+            previous: Some(before.brings.clone()),
+            back: true,
+            ..self.call(
+                before,
+                self.job.spec().target.activation_timeout().max(least),
+            )
+        };
+        if kind.activation(&call).is_none() {
+            return Ok((!kind.sets_only()).then(|| {
+                format!(
+                    "{previous} has nothing that could activate it again, so only {} was restored",
+                    before.profile
+                )
+            }));
+        }
         self.log.say(&format!("activating {previous} again"));
-        let least = std::time::Duration::from_millis(DEFAULT_ACTIVATION_TIMEOUT_MS);
-        let limit = self.job.spec().target.activation_timeout().max(least);
-        let what = format!("`switch-to-configuration test` of {previous}");
-        let remark = match self.run_switch(&previous, Switch::Test, limit, [])? {
-            End::Exited(status) if status.success() => None,
-            End::Exited(status) if status.code().is_some_and(|code| SWITCHED.contains(&code)) => {
-                Some(format!("{what} {}: {}", shown(status), meaning(status)))
+        let remark = match self.run_activation(&call, Vec::new()) {
+            Ok(Ran::Well) => None,
+            Ok(Ran::UnitsFailed(units)) => Some(format!(
+                "{previous} runs again, but these of its units failed: {}",
+                units.join(", ")
+            )),
+            // It runs, whatever part of it did not work out.
+            Err(failure) if failure.reason == Reason::ActivationScriptFailed => {
+                Some(failure.message)
             }
-            End::Exited(status) => {
+            Ok(Ran::NeedsBoot) => {
                 return Err(Failure::failed(
-                    Reason::ActivationFailed,
-                    format!("{what} {}: {}", shown(status), meaning(status)),
+                    Reason::NeedsReboot,
+                    format!("{previous} can only be brought back by a boot; boot the machine"),
                 ));
             }
-            End::TimedOut => {
-                return Err(Failure::failed(
-                    Reason::ActivationTimedOut,
-                    format!(
-                        "{what} took longer than {} s and was stopped",
-                        limit.as_secs()
-                    ),
-                ));
-            }
+            Err(failure) => return Err(failure),
         };
+        // The profile may be what tells, and comes last.
+        if !kind.is_volatile() {
+            return Ok(remark);
+        }
         let runs = self.facts(before)?.current;
         if runs.as_ref() == Some(&previous) {
             return Ok(remark);
         }
         Err(Failure::failed(
             Reason::ActivationFailed,
-            format!("{what} ended, but {} runs", named(runs.as_ref())),
+            format!(
+                "the activation of {previous} ended, but {} runs",
+                named(runs.as_ref())
+            ),
+        ))
+    }
+
+    /// How it ends where nothing ran before.
+    fn nothing_to_go_back_to(
+        &self,
+        before: &Before,
+        kind: &dyn ClosureKind,
+        runs: Option<&StorePath>,
+    ) -> Result<Option<String>, Failure> {
+        let nothing = "nothing ran before, so there is nothing to go back to";
+        if kind.sets_only() {
+            return Ok(None);
+        }
+        if kind.is_volatile() && runs.is_none() {
+            return Ok(Some(nothing.to_owned()));
+        }
+        Err(Failure::failed(
+            Reason::ActivationFailed,
+            format!("{nothing}; {} was left as it is", before.brings),
         ))
     }
 
     /// Sets the profile to what it named, by the recorded generation: the next lower one need not be it.
-    fn restore_profile(&mut self, before: &Before) -> Result<Option<String>, Failure> {
+    fn restore_profile(
+        &mut self,
+        before: &Before,
+        kind: &dyn ClosureKind,
+    ) -> Result<Option<String>, Failure> {
         let unreadable = |error| Failure::internal("cannot read the profile", &error);
         let profile = &before.profile;
         let now = Generation::of(profile).map_err(unreadable)?;
@@ -171,6 +242,10 @@ impl Activator {
             return Ok(None);
         }
         let Some(named) = &before.named else {
+            if !kind.sets_only() && !kind.is_volatile() {
+                // What was activated needs it: the garbage collector must not take that.
+                return Ok(None);
+            }
             // The link is ours. Its generation stays: whether it is worth keeping is not for us to say.
             std::fs::remove_file(profile)
                 .map_err(|error| Failure::internal(&format!("cannot remove {profile}"), &error))?;
@@ -186,7 +261,7 @@ impl Activator {
             }
             _ => {
                 let program = system::set_profile(self.id(), profile, &named.path);
-                self.nix_env(&program, [])?;
+                self.nix_env(&program, Vec::new())?;
             }
         }
         let now = Generation::of(profile).map_err(unreadable)?;
@@ -201,7 +276,7 @@ impl Activator {
 
     fn switch_generation(&mut self, profile: &Utf8Path, number: u64) -> Result<(), Failure> {
         let program = system::switch_generation(self.id(), profile, number);
-        let Err(failure) = self.nix_env(&program, []) else {
+        let Err(failure) = self.nix_env(&program, Vec::new()) else {
             return Ok(());
         };
         // Nix cannot open its database on a full disk; the link it would make needs no room.
@@ -214,31 +289,38 @@ impl Activator {
             .map_err(|error| Failure::internal(&format!("cannot set {profile}"), &error))
     }
 
-    /// Makes what the profile named the one that boots again: a commit that failed may have changed it.
-    fn restore_boot_default(&mut self, before: &Before) -> Result<(), Failure> {
-        let named = before.named.as_ref().map(|named| &named.path);
-        let Some(default): Option<StorePath> = named.or(before.running.as_ref()).cloned() else {
+    /// Makes what was to boot before the one that boots again: a commit that failed may have changed it.
+    fn restore_boot_default(
+        &mut self,
+        before: &Before,
+        kind: &dyn ClosureKind,
+    ) -> Result<(), Failure> {
+        let candidates = [
+            before.boot_default.as_ref(),
+            before.named.as_ref().map(|named| &named.path),
+            before.running.as_ref(),
+        ];
+        let Some(default) = candidates.into_iter().flatten().next().cloned() else {
+            return Ok(());
+        };
+        let call = Call {
+            path: default.clone(),
+            back: true,
+            ..self.call(before, Duration::ZERO)
+        };
+        let Some(program) = kind.commitment(&call) else {
             return Ok(());
         };
         self.log
             .say(&format!("making {default} the one that boots again"));
-        match self.run_switch(&default, Switch::Boot, BOOT_LIMIT, [])? {
-            End::Exited(status) if status.success() => Ok(()),
-            End::Exited(status) => Err(Failure::failed(
-                Reason::CommitFailed,
-                format!(
-                    "`switch-to-configuration boot` of {default} {}: {}; check what the machine will boot",
-                    shown(status),
-                    meaning(status)
-                ),
-            )),
-            End::TimedOut => Err(Failure::failed(
-                Reason::CommitFailed,
-                format!(
-                    "`switch-to-configuration boot` of {default} took longer than {} s",
-                    BOOT_LIMIT.as_secs()
-                ),
-            )),
-        }
+        self.set_boot_loader(&call, &program)
+            .map_err(|failure| failure.and("check what the machine will boot"))
+    }
+}
+
+fn both(one: Option<String>, other: Option<String>) -> Option<String> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(format!("{one}; {other}")),
+        (one, other) => one.or(other),
     }
 }

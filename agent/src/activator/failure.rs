@@ -13,6 +13,8 @@ pub(super) struct Failure {
     pub(super) state: State,
     pub(super) reason: Reason,
     pub(super) message: String,
+    /// Whether nothing of the closure was activated, for certain: then nothing has to be activated again.
+    pub(super) untouched: bool,
 }
 
 impl Failure {
@@ -22,6 +24,15 @@ impl Failure {
             state: State::Failed,
             reason,
             message: message.into(),
+            untouched: false,
+        }
+    }
+
+    /// The same, of what ended before it changed anything.
+    pub(super) fn untouched(reason: Reason, message: impl Into<String>) -> Self {
+        Self {
+            untouched: true,
+            ..Self::failed(reason, message)
         }
     }
 
@@ -79,40 +90,5 @@ pub(super) fn shown(status: ExitStatus) -> String {
         (Some(code), _) => format!("exited with {code}"),
         (None, Some(signal)) => format!("was killed by signal {signal}"),
         (None, None) => "ended without an exit code".to_owned(),
-    }
-}
-
-/// What an exit code of `switch-to-configuration` means (nixpkgs,
-/// `pkgs/by-name/sw/switch-to-configuration-ng/src/main.rs`), for people.
-pub(super) fn meaning(status: ExitStatus) -> &'static str {
-    match status.code() {
-        Some(1) => "a check before the activation failed, or the boot loader could not be set",
-        Some(2) => "the activation script failed",
-        Some(4) => "the system was activated, but some of its units failed to start",
-        Some(100) => {
-            "the new system needs a reboot: its init is not one that the running one can hand over to"
-        }
-        Some(126 | 127) => "it, or the interpreter in its first line, cannot be run",
-        _ => "see the log",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_exit_code_of_a_switch_says_what_it_means() {
-        let text = |code: i32| {
-            let status = ExitStatus::from_raw(code << 8);
-            format!("{}: {}", shown(status), meaning(status))
-        };
-        assert!(text(1).starts_with("exited with 1: a check"));
-        assert!(text(2).contains("activation script"));
-        assert!(text(4).contains("units failed"));
-        assert!(text(100).contains("needs a reboot"));
-        assert!(text(127).contains("cannot be run"));
-        assert_eq!(text(77), "exited with 77: see the log");
-        assert_eq!(shown(ExitStatus::from_raw(9)), "was killed by signal 9");
     }
 }

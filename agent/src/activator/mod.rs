@@ -8,27 +8,29 @@
 //! what was confirmed becomes the profile and the boot default.
 
 mod back;
+mod checks;
+mod confirm;
 mod failure;
 mod forward;
+mod inhibit;
+mod kinds;
 mod prepare;
 mod process;
 mod program;
+mod run;
 mod signals;
+mod successor;
 mod system;
-
-use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
 use hoist_agent_core::Facts;
-use hoist_protocol::{DeploymentId, Reason, State, StorePath, Text};
+use hoist_protocol::{DeploymentId, Reason, State, Text};
 
 use crate::job::{
     Before, BootId, Job, JobError, JobLock, JobResult, Journal, LogWriter, Phase, Record,
 };
 use crate::nix;
 use failure::Failure;
-use program::{End, Gated, Program};
-use system::Switch;
 
 /// How often a job is begun before it has changed anything: what kills the activator at once every time
 /// would do so for ever.
@@ -68,9 +70,23 @@ pub fn run(dir: &Utf8Path) -> Result<(), JobError> {
         log,
         boot_id,
         rebooted,
+        interrupted: false,
     };
+    let awake = inhibit::Awake::hold();
     let result = activator.carry_out();
+    drop(awake);
+    if activator.interrupted {
+        eprintln!("the machine shuts down; what is left to do is done after the boot");
+        return Ok(());
+    }
     activator.job.write_result(&result)
+}
+
+/// How a job ended that went well, and what people should know about it.
+enum Ending {
+    Succeeded(String),
+    Staged(String),
+    DryActivated,
 }
 
 struct Activator {
@@ -80,6 +96,8 @@ struct Activator {
     boot_id: BootId,
     /// Whether the machine was booted since the activation began.
     rebooted: bool,
+    /// Whether the machine shuts down while something did not hold: then the boot decides.
+    interrupted: bool,
 }
 
 impl Activator {
@@ -111,10 +129,14 @@ impl Activator {
                 "the journal does not say what ran before, so nothing can be restored",
             )
             .worse("somebody has to look at the machine")),
-            (Some(Phase::Committed), Some(_)) => Ok(()),
-            (Some(Phase::Committing), Some(before)) => {
-                self.commit(&before).map_err(|f| self.go_back(&before, f))
-            }
+            (Some(Phase::Committed), Some(before)) => Ok(self.ending(&before)),
+            (Some(Phase::Committing), Some(before)) => self
+                .commit(&before)
+                .map(|()| self.ending(&before))
+                .map_err(|f| self.go_back(&before, f)),
+            (Some(Phase::Staging), Some(before)) => self
+                .stage(&before, "an activator before this one began it")
+                .map_err(|f| self.go_back(&before, f)),
             (Some(Phase::RollingBack), Some(before)) => {
                 let failure = match history.going_back() {
                     Some((state, reason, message)) => Failure {
@@ -149,7 +171,7 @@ impl Activator {
         if let Err(error) = self.journal.note([Record::Phase(Phase::Preparing)]) {
             return self.result(None, Err(error.into()));
         }
-        let before = match prepare::prepare(&self.job) {
+        let before = match self.prepare() {
             Ok(before) => before,
             Err(failure) => return self.result(None, Err(failure)),
         };
@@ -201,77 +223,24 @@ impl Activator {
         }
     }
 
-    /// Runs a program, with `records` and the program itself in the journal before it does anything.
-    fn run(
-        &mut self,
-        program: &Program,
-        records: impl IntoIterator<Item = Record>,
-    ) -> Result<End, Failure> {
-        let cannot = |error: &std::io::Error| {
-            let name = program.arguments.first().map(|name| name.to_string_lossy());
-            Failure::internal(&format!("cannot run {}", name.unwrap_or_default()), error)
-        };
-        let gated = Gated::start(program).map_err(|error| cannot(&error))?;
-        let mut records: Vec<_> = records.into_iter().collect();
-        let durable = !records.is_empty();
-        records.push(Record::Running(gated.record().clone()));
-        let noted = if durable {
-            self.journal.append(records)
+    /// How a job ended for which all was done before this activator began.
+    fn ending(&self, _before: &Before) -> Ending {
+        let history = self.journal.history();
+        if history.has_been(Phase::Staging) {
+            Ending::Staged("the next boot brings it".to_owned())
         } else {
-            self.journal.note(records)
-        };
-        match noted {
-            // On the way back nothing may stop at a journal that cannot be written any more.
-            Err(error) if durable => return Err(error.into()),
-            Err(error) => self.log.say(&format!("cannot write the journal: {error}")),
-            Ok(()) => {}
+            Ending::Succeeded(String::new())
         }
-        let log = &mut self.log;
-        let end = gated
-            .run(|stream, text| log.line(stream, text), system::stop_unit)
-            .map_err(|error| cannot(&error))?;
-        if let Err(error) = self.journal.note([Record::Ended]) {
-            self.log.say(&format!("cannot write the journal: {error}"));
-        }
-        Ok(end)
     }
 
-    /// Runs `switch-to-configuration`; in a unit, its exit code is what it wrote down itself.
-    fn run_switch(
-        &mut self,
-        system: &StorePath,
-        action: Switch,
-        limit: Duration,
-        records: impl IntoIterator<Item = Record>,
-    ) -> Result<End, Failure> {
-        let code_path = self.job.dir().join("switch-exit");
-        if let Err(error) = std::fs::remove_file(&code_path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(Failure::internal("cannot remove an old exit code", &error));
-        }
-        let begun = Instant::now();
-        let program = system::switch(self.id(), system, action, &code_path, limit);
-        let end = self.run(&program, records)?;
-        if matches!(end, End::TimedOut)
-            && let Err(error) = system::clear_switch_lists()
-        {
-            self.log.say(&format!(
-                "cannot clear the lists of a stopped switch: {error}"
-            ));
-        }
-        let (Some(unit), End::Exited(status)) = (&program.unit, end) else {
-            return Ok(end);
-        };
-        if status.success() {
-            return Ok(end);
-        }
-        system::outcome_of_unit(unit, &code_path, limit.saturating_sub(begun.elapsed()))
-            .map(|code| code.map_or(end, End::Exited))
-            .map_err(|error| Failure::internal("cannot find out how the switch ended", &error))
+    /// What runs and what the profile names, as far as the job is about it.
+    fn facts(&self, before: &Before) -> Result<Facts, Failure> {
+        kinds::of(&before.kind)?
+            .facts(&before.profile)
+            .map_err(|error| Failure::internal("cannot find out what runs", &error))
     }
 
-    fn result(&mut self, before: Option<&Before>, outcome: Result<(), Failure>) -> JobResult {
+    fn result(&mut self, before: Option<&Before>, outcome: Result<Ending, Failure>) -> JobResult {
         let facts = match before {
             Some(before) => self.facts(before),
             None => nix::facts(&self.job.spec().profile)
@@ -282,20 +251,24 @@ impl Activator {
             Facts::default()
         });
         let (state, reason, message) = match outcome {
-            Ok(()) => (State::Succeeded, None, String::new()),
+            Ok(Ending::Succeeded(remark)) => (State::Succeeded, None, remark),
+            Ok(Ending::Staged(why)) => (State::Staged, None, why),
+            Ok(Ending::DryActivated) => (State::DryActivated, None, String::new()),
             Err(failure) => (failure.state, Some(failure.reason), failure.message),
         };
-        self.log.say(&match reason {
-            None => format!("done: {} runs", self.job.spec().closure),
-            Some(_) => format!("{state}: {message}"),
+        self.log.say(&if message.is_empty() {
+            format!("{state}: {}", self.job.spec().closure)
+        } else {
+            format!("{state}: {message}")
         });
+        let boot_id = self.journal.history().boot_of_end();
         JobResult {
             state,
             reason,
             message: Text::lossy(&message),
-            kind: None,
-            boot_default: None,
-            boot_id: Some(self.boot_id.clone()),
+            kind: before.map(|before| before.kind.clone()),
+            boot_default: facts.boot_default,
+            boot_id: Some(boot_id.unwrap_or(&self.boot_id).clone()),
             previous: before.and_then(|before| before.running.clone()),
             current: facts.current,
             profile: facts.profile,

@@ -1,141 +1,171 @@
-//! Looks before anything is touched: what the closure is, and what there is to go back to.
+//! Looks before anything is touched: what the closure is, what there is to go back to, and whether there is
+//! anything that would have to fail later.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::time::{Duration, Instant};
 
 use camino::Utf8Path;
-use hoist_protocol::{Kind, Reason};
+use hoist_protocol::{Action, Reason, StorePath};
 
+use super::Activator;
 use super::failure::Failure;
-use crate::job::{Before, Job};
-use crate::nix::{self, Generation, SYSTEM_PROFILE};
+use super::kinds::{self, ClosureKind};
+use super::successor::{self, AgentUnit};
+use super::system;
+use crate::job::Before;
+use crate::nix::{self, Generation};
 
-/// Markers of closures that are activated in ways this version does not know.
-const FOREIGN: &[(&str, &str)] = &[
-    ("darwin-version", "a nix-darwin system"),
-    ("darwin-version.json", "a nix-darwin system"),
-    ("hm-version", "a home-manager generation"),
-    ("gen-version", "a home-manager generation"),
-    ("deploy-rs-activate", "a profile that deploy-rs activates"),
-];
+/// How long something else that changes the system is waited for at the most.
+const BUSY_LIMIT: Duration = Duration::from_secs(10 * 60);
 
-/// Checks the closure, records what runs, and keeps it from the garbage collector.
-pub(super) fn prepare(job: &Job) -> Result<Before, Failure> {
-    let spec = job.spec();
-    let closure = Utf8Path::new(spec.closure.as_str());
-    if closure.symlink_metadata().is_err() {
-        return Err(Failure::failed(
-            Reason::MissingPath,
-            format!("{closure} is not in the store; nothing was activated"),
-        ));
+/// How often it is looked whether it has ended.
+const BUSY_POLL: Duration = Duration::from_millis(250);
+
+impl Activator {
+    /// Checks the closure, records what runs, and keeps it from the garbage collector.
+    pub(super) fn prepare(&mut self) -> Result<Before, Failure> {
+        let spec = self.job.spec().clone();
+        let closure = Utf8Path::new(spec.closure.as_str());
+        if closure.symlink_metadata().is_err() {
+            return Err(Failure::untouched(
+                Reason::MissingPath,
+                format!("{closure} is not in the store; nothing was activated"),
+            ));
+        }
+        let (kind, known) = kinds::find(&spec)?;
+        let brings = known.brings(&spec)?;
+        let profile = known.profile(&spec)?;
+        self.wait_until_free(known)?;
+
+        let unreadable = |error| Failure::internal("cannot find out what runs", &error);
+        let facts = known.facts(&profile).map_err(unreadable)?;
+        let named = Generation::of(&profile).map_err(unreadable)?;
+        let booted = facts.booted;
+        let mut before = Before {
+            kind,
+            profile,
+            named,
+            running: facts.current,
+            boot_default: facts.boot_default,
+            brings,
+            failed_units: Vec::new(),
+            failed_checks: Vec::new(),
+            agent: None,
+        };
+        let action = spec.target.action;
+        if action == Action::DryActivate {
+            return Ok(before);
+        }
+        if let Some(unit) = AgentUnit::of(&spec.agent, known) {
+            if !spec.target.allow_no_agent {
+                successor::refuse_without_agent(&unit, &before.brings, before.running.as_ref())?;
+            }
+            before.agent = unit.main_process();
+        }
+        if known.is_volatile() && action != Action::Test {
+            let unknown =
+                |error| Failure::internal("cannot ask the disk of the boot loader", &error);
+            if let Some(why) = known.lacks_room(&spec.closure).map_err(unknown)? {
+                return Err(Failure::untouched(
+                    Reason::DiskFull,
+                    format!(
+                        "{closure} could not be made what boots, so it was not activated: {why}"
+                    ),
+                ));
+            }
+        }
+        self.keep(&before, booted.as_ref())?;
+        if action != Action::Boot {
+            // Only to be compared with later: what cannot be asked now counts as sound.
+            before.failed_units = system::failed_units().unwrap_or_else(|error| {
+                self.log
+                    .say(&format!("cannot find out which units have failed: {error}"));
+                Vec::new()
+            });
+            before.failed_checks = self.failing_checks(&before)?;
+        }
+        Ok(before)
     }
-    let nixos = is_nixos(&spec.target.kind, closure)?;
-    let profile = if nixos {
-        SYSTEM_PROFILE.into()
-    } else {
-        spec.profile.clone()
-    };
-    let unreadable = |error| Failure::internal("cannot find out what runs", &error);
-    let facts = if nixos {
-        nix::facts_of_nixos()
-    } else {
-        nix::facts_of_profile(&profile)
+
+    /// Waits while something else changes the system.
+    fn wait_until_free(&mut self, kind: &dyn ClosureKind) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let mut said = false;
+        loop {
+            let busy = kind.is_busy().map_err(|error| {
+                Failure::internal(
+                    "cannot find out whether something else changes the system",
+                    &error,
+                )
+            })?;
+            if !busy {
+                return Ok(());
+            }
+            if begun.elapsed() >= self.busy_limit() {
+                return Err(busy_for(begun.elapsed()));
+            }
+            if !std::mem::replace(&mut said, true) {
+                self.log
+                    .say("something else changes the system; waiting for its end");
+            }
+            std::thread::sleep(BUSY_POLL);
+        }
     }
-    .map_err(unreadable)?;
-    let named = Generation::of(&profile).map_err(unreadable)?;
-    let before = Before {
-        nixos,
-        profile,
-        named,
-        running: facts.current,
-    };
-    let roots = job.roots();
-    let kept = [
-        ("running", before.running.as_ref()),
-        ("profile", before.named.as_ref().map(|named| &named.path)),
-        ("booted", facts.booted.as_ref()),
-    ];
-    for (name, path) in kept {
-        if let Some(path) = path {
+
+    /// How long it is waited for something else: never longer than an activation may take.
+    pub(super) fn busy_limit(&self) -> Duration {
+        BUSY_LIMIT.min(self.job.spec().target.activation_timeout())
+    }
+
+    /// Keeps from the garbage collector what the machine may go back to, and the programs that are needed until
+    /// the job has ended.
+    fn keep(&self, before: &Before, booted: Option<&StorePath>) -> Result<(), Failure> {
+        let roots = self.job.roots();
+        let kept = [
+            ("running", before.running.as_ref()),
+            ("profile", before.named.as_ref().map(|named| &named.path)),
+            ("boot-default", before.boot_default.as_ref()),
+            ("booted", booted),
+        ];
+        let programs = [
+            ("activator", std::env::current_exe().ok()),
+            ("nix", program_in_path("nix-env")),
+        ]
+        .map(|(name, program)| (name, program.and_then(|program| in_store(&program))));
+        let programs = programs.iter().map(|(name, path)| (*name, path.as_ref()));
+        for (name, path) in kept.into_iter().chain(programs) {
+            let Some(path) = path else {
+                continue;
+            };
             nix::keep(&roots, name, path).map_err(|error| {
                 let what =
-                    format!("cannot keep {path}, which runs now, from the garbage collector");
+                    format!("cannot keep {path}, which is in use now, from the garbage collector");
                 Failure::internal(&what, &error)
             })?;
         }
-    }
-    Ok(before)
-}
-
-/// Whether the closure is activated as a NixOS system; otherwise it is a plain profile.
-fn is_nixos(kind: &Kind, closure: &Utf8Path) -> Result<bool, Failure> {
-    let wrong = |message: String| Err(Failure::failed(Reason::WrongKind, message));
-    let has = |marker: &str| closure.join(marker).exists();
-    match kind {
-        Kind::Darwin | Kind::HomeManager | Kind::DeployRs | Kind::Custom(_) => {
-            Err(Failure::failed(
-                Reason::Unsupported,
-                format!("this version cannot activate closures of kind `{kind}`"),
-            ))
-        }
-        Kind::Profile => Ok(false),
-        Kind::Nixos if !has("nixos-version") => wrong(format!(
-            "{closure} is no NixOS system: it has no `nixos-version`; deploy `config.system.build.toplevel`"
-        )),
-        Kind::Auto if !has("nixos-version") => match FOREIGN.iter().find(|(m, _)| has(m)) {
-            None => Ok(false),
-            Some((marker, what)) => wrong(format!(
-                "{closure} is {what} (it has `{marker}`), which this version cannot activate; \
-                 kind `profile` only sets a profile to it"
-            )),
-        },
-        Kind::Nixos | Kind::Auto => {
-            let switch = closure.join("bin/switch-to-configuration");
-            match switch.metadata() {
-                Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => Ok(true),
-                _ => wrong(format!(
-                    "{closure} has no executable `bin/switch-to-configuration`, so it cannot be activated; \
-                     check `system.switch.enable` of its configuration"
-                )),
-            }
-        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::fs;
+/// What a job that ends so is told.
+pub(super) fn busy_for(waited: Duration) -> Failure {
+    Failure::untouched(
+        Reason::Busy,
+        format!(
+            "something else changed the system for longer than {} s; nothing was activated. Deploy again when it has ended",
+            waited.as_secs()
+        ),
+    )
+}
 
-    use super::*;
+fn program_in_path(name: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
 
-    #[test]
-    fn markers_tell_the_kind() {
-        let dir = tempfile::tempdir().unwrap();
-        let closure = Utf8Path::from_path(dir.path()).unwrap();
-        let reason = |kind| is_nixos(&kind, closure).map_err(|failure| failure.reason);
-        assert_eq!(reason(Kind::Auto), Ok(false));
-        assert_eq!(reason(Kind::Nixos), Err(Reason::WrongKind));
-
-        fs::write(closure.join("hm-version"), "24.05").unwrap();
-        assert_eq!(reason(Kind::Auto), Err(Reason::WrongKind));
-        assert_eq!(reason(Kind::Profile), Ok(false));
-
-        fs::write(closure.join("nixos-version"), "24.05").unwrap();
-        assert_eq!(
-            reason(Kind::Auto),
-            Err(Reason::WrongKind),
-            "it cannot switch"
-        );
-        let switch = closure.join("bin/switch-to-configuration");
-        fs::create_dir(closure.join("bin")).unwrap();
-        fs::write(&switch, "#!/bin/sh\n").unwrap();
-        assert_eq!(
-            reason(Kind::Nixos),
-            Err(Reason::WrongKind),
-            "it is not executable"
-        );
-        fs::set_permissions(&switch, fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(reason(Kind::Auto), Ok(true));
-        assert_eq!(reason(Kind::Nixos), Ok(true));
-        assert_eq!(reason(Kind::Profile), Ok(false));
-    }
+/// The store path of a program, behind all links to it; none when it lies elsewhere.
+fn in_store(program: &std::path::Path) -> Option<StorePath> {
+    let real = program.canonicalize().ok()?;
+    nix::store_path_behind(Utf8Path::from_path(&real)?).ok()?
 }

@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
+use camino::Utf8PathBuf;
 use hoist_protocol::Stream;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
@@ -33,14 +34,36 @@ const LINE_MAX: usize = 8 * 1024;
 /// A program to run.
 #[derive(Debug)]
 pub(super) struct Program {
+    /// What it is, for people: its name and its arguments, without what it is wrapped in.
+    pub(super) title: String,
     /// The program and its arguments.
     pub(super) arguments: Vec<OsString>,
     /// All of its environment.
     pub(super) environment: Vec<(OsString, OsString)>,
     /// The systemd unit that it starts and waits for.
     pub(super) unit: Option<String>,
+    /// Where it writes down its exit code by itself, when it runs in a unit of its own.
+    pub(super) exit_code: Option<Utf8PathBuf>,
     /// How long it may take.
     pub(super) limit: Duration,
+}
+
+impl Program {
+    /// A program with its arguments, as a child of this process.
+    pub(super) fn new(
+        arguments: &[&str],
+        environment: Vec<(OsString, OsString)>,
+        limit: Duration,
+    ) -> Self {
+        Self {
+            title: arguments.join(" "),
+            arguments: arguments.iter().map(OsString::from).collect(),
+            environment,
+            unit: None,
+            exit_code: None,
+            limit,
+        }
+    }
 }
 
 /// How a program ended.
@@ -226,15 +249,11 @@ mod tests {
     use super::*;
 
     fn program(script: &str, limit: Duration) -> Program {
-        Program {
-            arguments: ["/bin/sh", "-c", script].map(OsString::from).to_vec(),
-            environment: vec![
-                ("PATH".into(), "/usr/bin:/bin".into()),
-                (MARK.into(), "x".into()),
-            ],
-            unit: None,
-            limit,
-        }
+        let environment = vec![
+            ("PATH".into(), "/usr/bin:/bin".into()),
+            (MARK.into(), "x".into()),
+        ];
+        Program::new(&["/bin/sh", "-c", script], environment, limit)
     }
 
     fn run(script: &str, limit: Duration) -> (End, Vec<(Stream, String)>) {

@@ -1,52 +1,22 @@
-//! The programs that change a machine, and the links that tell what they did.
+//! The programs that change a machine, and what the machine says about itself.
 
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use camino::Utf8Path;
-use hoist_protocol::{DeploymentId, StorePath};
+use camino::{Utf8Path, Utf8PathBuf};
+use hoist_protocol::{DeploymentId, Reason, StorePath};
 
+use super::failure::Failure;
 use super::process::MARK;
 use super::program::Program;
 use crate::{job, nix};
 
 /// How long `nix-env` may take to set a profile: it writes two links.
 const PROFILE_LIMIT: Duration = Duration::from_secs(120);
-
-/// How long the boot loader may take: some copy kernels to slow disks.
-pub(super) const BOOT_LIMIT: Duration = Duration::from_secs(15 * 60);
-
-/// The variables that nixos-rebuild hands to `switch-to-configuration` through systemd-run.
-const SWITCH_VARIABLES: &[&str] = &[
-    "LOCALE_ARCHIVE",
-    "NIXOS_INSTALL_BOOTLOADER",
-    "NIXOS_NO_CHECK",
-];
-
-/// Where a switch that was killed leaves the units it meant to start, restart or reload.
-const SWITCH_LISTS: &str = "/run/nixos";
-
-/// What `switch-to-configuration` is asked for.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Switch {
-    /// Activate, and leave the boot loader alone.
-    Test,
-    /// Make it what boots, and activate nothing.
-    Boot,
-}
-
-impl Switch {
-    pub(super) const fn as_str(self) -> &'static str {
-        match self {
-            Self::Test => "test",
-            Self::Boot => "boot",
-        }
-    }
-}
 
 /// The environment of what is started for a deployment.
 pub(super) fn environment(id: DeploymentId) -> Vec<(OsString, OsString)> {
@@ -55,33 +25,74 @@ pub(super) fn environment(id: DeploymentId) -> Vec<(OsString, OsString)> {
     environment
 }
 
-/// `switch-to-configuration` of a NixOS system.
-///
-/// Where systemd runs, it does so in a unit of its own, as nixos-rebuild does it: the switch may stop
-/// everything that is started from the agent's or the activator's unit.
-pub(super) fn switch(
-    id: DeploymentId,
-    system: &StorePath,
-    action: Switch,
-    exit_code: &Utf8Path,
-    limit: Duration,
-) -> Program {
-    let program = format!("{system}/bin/switch-to-configuration");
-    let environment = environment(id);
-    if !job::systemd_runs() {
-        return Program {
-            arguments: vec![program.into(), action.as_str().into()],
-            environment,
-            unit: None,
-            limit,
-        };
+/// What programs need besides it that work in a user's home: whose it is.
+pub(super) fn user_environment() -> Vec<(OsString, OsString)> {
+    let mut environment: Vec<_> = job::USER_VARIABLES
+        .iter()
+        .filter_map(|name| Some(((*name).into(), std::env::var_os(name)?)))
+        .collect();
+    if std::env::var_os("USER").is_none()
+        && let Ok(user) = user()
+    {
+        environment.push(("USER".into(), user.into()));
     }
-    let unit = format!(
-        "hoist-switch-{}-{}-{:08x}",
-        id.short(),
-        action.as_str(),
-        rand::random::<u32>()
-    );
+    environment
+}
+
+/// What a program is told about the deployment that it is run for.
+pub(super) fn about(
+    id: DeploymentId,
+    closure: &StorePath,
+    previous: Option<&StorePath>,
+    profile: &Utf8Path,
+) -> Vec<(OsString, OsString)> {
+    let mut about: Vec<(OsString, OsString)> = vec![
+        ("HOIST_DEPLOYMENT".into(), id.to_string().into()),
+        ("HOIST_CLOSURE".into(), closure.as_str().into()),
+        ("HOIST_PROFILE".into(), profile.as_str().into()),
+    ];
+    if let Some(previous) = previous {
+        about.push(("HOIST_PREVIOUS".into(), previous.as_str().into()));
+    }
+    about
+}
+
+pub(super) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The home of the account that this process runs as.
+pub(super) fn home() -> Result<Utf8PathBuf, Failure> {
+    let home = std::env::var("HOME").map(Utf8PathBuf::from).ok();
+    home.filter(|home| home.is_absolute()).ok_or_else(|| {
+        Failure::untouched(
+            Reason::Internal,
+            "HOME is not set, so the user's profiles cannot be found; set it for hoist-agent",
+        )
+    })
+}
+
+/// The name of that account.
+pub(super) fn user() -> Result<String, Failure> {
+    if let Ok(user) = std::env::var("USER") {
+        return Ok(user);
+    }
+    let cannot = |error| Failure::internal("cannot find out the name of this user", &error);
+    let output = Command::new("id").arg("-un").output().map_err(cannot)?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// The same program in a unit of its own, with the variables of this process that are named, where systemd runs.
+pub(super) fn in_unit(
+    program: Program,
+    name: &str,
+    variables: &[String],
+    exit_code: &Utf8Path,
+) -> Program {
+    if !job::systemd_runs() {
+        return program;
+    }
+    let unit = format!("{name}-{:08x}", rand::random::<u32>());
     let mut arguments: Vec<OsString> = [
         "systemd-run",
         "--collect",
@@ -95,20 +106,19 @@ pub(super) fn switch(
     .map(OsString::from)
     .to_vec();
     arguments.push(format!("--unit={unit}").into());
-    arguments.push(format!("--description=Hoist: {program} {}", action.as_str()).into());
-    for name in SWITCH_VARIABLES {
-        if std::env::var_os(name).is_some() {
-            arguments.extend(["--setenv".into(), OsString::from(name)]);
-        }
+    arguments.push(format!("--description=Hoist: {}", program.title).into());
+    for name in variables {
+        arguments.extend(["--setenv".into(), OsString::from(name)]);
     }
     arguments.push("--".into());
     arguments.extend(["/bin/sh", "-c", KEEP_EXIT_CODE].map(OsString::from));
-    arguments.extend([exit_code.as_str(), &program, action.as_str()].map(OsString::from));
+    arguments.push(exit_code.as_str().into());
+    arguments.extend(program.arguments);
     Program {
         arguments,
-        environment,
         unit: Some(unit),
-        limit,
+        exit_code: Some(exit_code.to_owned()),
+        ..program
     }
 }
 
@@ -116,32 +126,91 @@ pub(super) fn switch(
 const KEEP_EXIT_CODE: &str =
     r#""$@"; code=$?; echo "$code" > "$0.new" && mv "$0.new" "$0"; exit "$code""#;
 
-/// Stops a systemd unit and waits until it has stopped. One that is gone is stopped.
-pub(super) fn stop_unit(unit: &str) -> io::Result<()> {
-    let output = Command::new("systemctl").args(["stop", unit]).output()?;
-    /// `systemctl(1)`: the unit is not loaded.
-    const NOT_LOADED: i32 = 5;
-    if output.status.success() || output.status.code() == Some(NOT_LOADED) {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("systemctl stop: {}", said.trim())))
-}
-
-/// Whether a unit still does something.
-fn unit_is_active(unit: &str) -> io::Result<bool> {
+/// What `systemctl` prints for these arguments.
+fn systemctl(arguments: &[&str]) -> io::Result<(ExitStatus, String)> {
     let output = Command::new("systemctl")
-        .args(["show", "--property=ActiveState", "--value", unit])
+        .args(arguments)
+        .stdin(Stdio::null())
         .output()?;
-    let state = String::from_utf8_lossy(&output.stdout);
-    Ok(matches!(
-        state.trim(),
-        "active" | "activating" | "deactivating" | "reloading"
+    let said = if output.stdout.is_empty() {
+        output.stderr
+    } else {
+        output.stdout
+    };
+    Ok((
+        output.status,
+        String::from_utf8_lossy(&said).trim().to_owned(),
     ))
 }
 
-/// How a switch in a unit ended, by what it wrote down itself: systemd-run may have lost it. Waits for the
-/// unit for `limit` at most; none when it wrote down nothing.
+/// Stops a systemd unit and waits until it has stopped. One that is gone is stopped.
+pub(super) fn stop_unit(unit: &str) -> io::Result<()> {
+    /// `systemctl(1)`: the unit is not loaded.
+    const NOT_LOADED: i32 = 5;
+    let (status, said) = systemctl(&["stop", unit])?;
+    if status.success() || status.code() == Some(NOT_LOADED) {
+        return Ok(());
+    }
+    Err(io::Error::other(format!("systemctl stop: {said}")))
+}
+
+/// A service manager.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Manager {
+    /// The machine's.
+    System,
+    /// That of the user as whom this process runs.
+    User,
+}
+
+impl Manager {
+    /// What `systemctl` has to be told.
+    pub(super) const fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::System => &[],
+            Self::User => &["--user"],
+        }
+    }
+
+    /// What it says of a unit's property.
+    pub(super) fn property(self, unit: &str, property: &str) -> io::Result<String> {
+        let property = format!("--property={property}");
+        let show = ["show", &property, "--value", "--", unit];
+        Ok(systemctl(&[self.flags(), &show].concat())?.1)
+    }
+}
+
+/// The units that have failed; none where there is no systemd.
+pub(super) fn failed_units() -> io::Result<Vec<String>> {
+    if !job::systemd_runs() {
+        return Ok(Vec::new());
+    }
+    let (status, text) = systemctl(&[
+        "list-units",
+        "--state=failed",
+        "--plain",
+        "--no-legend",
+        "--no-pager",
+        "--full",
+    ])?;
+    if !status.success() {
+        return Err(io::Error::other(format!("systemctl list-units: {text}")));
+    }
+    let names = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
+    Ok(names.map(str::to_owned).collect())
+}
+
+/// Whether the machine is shutting down: nothing is decided then that a boot would decide anyway.
+pub(super) fn is_shutting_down() -> bool {
+    // A systemd that cannot be asked any more says nothing about it.
+    job::systemd_runs()
+        && systemctl(&["is-system-running"]).is_ok_and(|(_, state)| state == "stopping")
+}
+
+/// How a program in a unit ended, by what it wrote down itself: systemd-run may have lost it. Waits for the unit
+/// for `limit` at most; none when it wrote down nothing.
 pub(super) fn outcome_of_unit(
     unit: &str,
     exit_code: &Utf8Path,
@@ -150,7 +219,11 @@ pub(super) fn outcome_of_unit(
     let begun = Instant::now();
     loop {
         // Asked before the file is looked for: a unit that is done then has written it.
-        let active = unit_is_active(unit)?;
+        let state = Manager::System.property(unit, "ActiveState")?;
+        let active = matches!(
+            state.as_str(),
+            "active" | "activating" | "deactivating" | "reloading"
+        );
         match fs::read_to_string(exit_code) {
             Ok(text) => {
                 let code = text.trim().parse::<u8>().map_err(io::Error::other)?;
@@ -178,48 +251,29 @@ pub(super) fn switch_generation(id: DeploymentId, profile: &Utf8Path, number: u6
 }
 
 fn nix_env(id: DeploymentId, profile: &Utf8Path, arguments: &[&str]) -> Program {
-    let mut all = vec![
-        OsString::from("nix-env"),
-        "--profile".into(),
-        profile.as_str().into(),
-    ];
-    all.extend(arguments.iter().map(OsString::from));
+    let mut all = vec!["nix-env", "--profile", profile.as_str()];
+    all.extend(arguments);
     // All is in the store: a cache that cannot be reached must not hold up a machine without network.
-    all.extend(["--option", "substitute", "false"].map(OsString::from));
-    Program {
-        arguments: all,
-        environment: environment(id),
-        unit: None,
-        limit: PROFILE_LIMIT,
-    }
+    all.extend(["--option", "substitute", "false"]);
+    Program::new(&all, environment(id), PROFILE_LIMIT)
 }
 
-/// Forgets the units that a killed switch meant to start, so that the next one does not inherit them.
-pub(super) fn clear_switch_lists() -> io::Result<()> {
-    let entries = match fs::read_dir(SWITCH_LISTS) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries?,
-    };
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().ends_with("-list") {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
-}
-
-/// Brings to disk what a commit has changed.
+/// Brings to disk what a commit has changed: the profile's folder, and for a system the boot partitions.
 ///
 /// `switch-to-configuration boot` syncs the file system of the store itself; a boot partition is another.
-pub(super) fn sync(profile: &Utf8Path, nixos: bool) -> io::Result<()> {
-    use std::os::unix::fs::MetadataExt as _;
+pub(super) fn sync(profile: &Utf8Path, boots: bool) -> io::Result<()> {
     if let Some(dir) = profile.parent() {
         fs::File::open(dir)?.sync_all()?;
     }
-    if !nixos {
+    if !boots {
         return Ok(());
     }
+    sync_boot()
+}
+
+#[cfg(target_os = "linux")]
+fn sync_boot() -> io::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
     let store = fs::metadata(hoist_protocol::STORE)?.dev();
     for boot in ["/boot", "/boot/efi", "/efi"] {
         let Ok(dir) = fs::File::open(boot) else {
@@ -229,5 +283,11 @@ pub(super) fn sync(profile: &Utf8Path, nixos: bool) -> io::Result<()> {
             rustix::fs::syncfs(&dir)?;
         }
     }
+    Ok(())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sync_boot() -> io::Result<()> {
+    rustix::fs::sync();
     Ok(())
 }

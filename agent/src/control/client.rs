@@ -24,7 +24,9 @@ pub enum ClientError {
         state: Utf8PathBuf,
     },
     /// The socket is another user's.
-    #[error("`{path}` belongs to another user; run this as root, or as the user that the agent runs as")]
+    #[error(
+        "`{path}` belongs to another user; run this as root, or as the user that the agent runs as"
+    )]
     NotAllowed {
         /// The socket.
         path: Utf8PathBuf,
@@ -42,7 +44,9 @@ pub enum ClientError {
         source: io::Error,
     },
     /// It says what nobody understands.
-    #[error("what the hoist-agent at `{path}` says cannot be read: it is of another version, or damaged")]
+    #[error(
+        "what the hoist-agent at `{path}` says cannot be read: it is of another version, or damaged"
+    )]
     Malformed {
         /// The socket.
         path: Utf8PathBuf,
@@ -116,10 +120,7 @@ impl Client {
     }
 }
 
-async fn within<T>(
-    patience: Duration,
-    work: impl Future<Output = io::Result<T>>,
-) -> io::Result<T> {
+async fn within<T>(patience: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {
     match timeout(patience, work).await {
         Ok(done) => done,
         Err(_) => Err(io::Error::new(
@@ -165,7 +166,12 @@ impl Conversation {
         match read {
             Ok(_) => {}
             Err(error) if is_gone(&error) => return Ok(None),
-            Err(source) => return Err(ClientError::Io { path: path(), source }),
+            Err(source) => {
+                return Err(ClientError::Io {
+                    path: path(),
+                    source,
+                });
+            }
         }
         if !self.line.ends_with(b"\n") {
             // Cut short: it died while it wrote.

@@ -217,7 +217,9 @@ async fn read_request(reader: &mut BufReader<OwnedReadHalf>) -> Result<Ask, Stri
         .await
         .map_err(|error| format!("the request cannot be read: {error}"))?;
     if !line.ends_with(b"\n") {
-        return Err(format!("a request is one line of at most {REQUEST_LEN} bytes"));
+        return Err(format!(
+            "a request is one line of at most {REQUEST_LEN} bytes"
+        ));
     }
     /// Read first: of another version, nothing else may be understood.
     #[derive(serde::Deserialize)]
@@ -262,7 +264,10 @@ async fn write(writer: &mut OwnedWriteHalf, answer: &Answer) -> bool {
     let mut line = serde_json::to_vec(answer).expect("plain data always has a JSON form");
     line.push(b'\n');
     if line.len() > ANSWER_LEN {
-        tracing::error!(bytes = line.len(), "an answer is too long for the control socket");
+        tracing::error!(
+            bytes = line.len(),
+            "an answer is too long for the control socket"
+        );
         return false;
     }
     match timeout(READING, writer.write_all(&line)).await {
@@ -326,7 +331,10 @@ mod tests {
             let long = vec![b'x'; REQUEST_LEN];
             for (request, says) in [
                 (&b"hello\n"[..], "cannot be read"),
-                (b"{\"version\":2,\"ask\":\"fly\"}\n", "version 2 was asked for"),
+                (
+                    b"{\"version\":2,\"ask\":\"fly\"}\n",
+                    "version 2 was asked for",
+                ),
                 (b"{\"version\":1,\"ask\":\"fly\"}\n", "cannot be read"),
                 (&long, "at most"),
             ] {

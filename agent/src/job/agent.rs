@@ -28,10 +28,12 @@ impl AgentIdentity {
     pub fn current() -> io::Result<Self> {
         let executable = Utf8PathBuf::from_path_buf(std::env::current_exe()?)
             .map_err(|path| io::Error::other(format!("`{}` is no UTF-8", path.display())))?;
-        let (unit, user_unit) = match own_cgroup()?.as_deref().and_then(unit_of_cgroup) {
-            Some((unit, user)) => (Some(unit), user),
-            None => (None, false),
+        let unit = if is_main_process() {
+            own_cgroup()?.as_deref().and_then(unit_of_cgroup)
+        } else {
+            None
         };
+        let (unit, user_unit) = unit.map_or((None, false), |(unit, user)| (Some(unit), user));
         let arguments = std::env::args_os()
             .skip(1)
             .map(|argument| {
@@ -47,6 +49,12 @@ impl AgentIdentity {
             arguments,
         })
     }
+}
+
+/// Whether systemd itself has started this process (`SYSTEMD_EXEC_PID` in systemd.exec(5)): what somebody starts
+/// by hand in a unit is not that unit's agent.
+fn is_main_process() -> bool {
+    std::env::var("SYSTEMD_EXEC_PID").is_ok_and(|pid| pid == std::process::id().to_string())
 }
 
 /// The control group of this process as `/proc/self/cgroup` (`cgroups(7)`) tells it; none where there are no

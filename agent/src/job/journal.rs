@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom, Write as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use hoist_protocol::{Reason, State, StorePath};
+use hoist_protocol::{Kind, Reason, State, StorePath};
 use serde::{Deserialize, Serialize};
 
 use super::spec::BootId;
@@ -27,6 +27,8 @@ pub enum Phase {
     Preparing,
     /// Activates the closure.
     Activating,
+    /// Makes the closure what the next boot brings, and activates nothing. Recovery goes forward.
+    Staging,
     /// Runs the health checks.
     Checking,
     /// Waits for the agent's confirmation: the moment to try a fresh connection.
@@ -46,6 +48,7 @@ impl Phase {
         match self {
             Self::Preparing => "preparing",
             Self::Activating => "activating",
+            Self::Staging => "being made what boots next",
             Self::Checking => "checking its health",
             Self::Confirming => "waiting for its confirmation",
             Self::Committing => "being made permanent",
@@ -58,7 +61,7 @@ impl Phase {
     #[must_use]
     pub const fn state(self) -> State {
         match self {
-            Self::Preparing | Self::Activating => State::Activating,
+            Self::Preparing | Self::Activating | Self::Staging => State::Activating,
             Self::Checking | Self::Confirming | Self::Committing | Self::Committed => {
                 State::Confirming
             }
@@ -67,17 +70,35 @@ impl Phase {
     }
 }
 
-/// What was found before anything was changed.
+/// What was found before anything was changed, and what is to come of it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Before {
-    /// Whether the closure is a NixOS system; otherwise it is a plain profile.
-    pub(crate) nixos: bool,
+    /// How the closure is activated; never `auto`.
+    pub(crate) kind: Kind,
     /// The profile that the job sets.
     pub(crate) profile: Utf8PathBuf,
     /// What it named.
     pub(crate) named: Option<Generation>,
-    /// What ran: for a plain profile, what it named.
+    /// What ran.
     pub(crate) running: Option<StorePath>,
+    /// What the next boot was to bring, where the boot loader can be read.
+    pub(crate) boot_default: Option<StorePath>,
+    /// What runs once the closure is activated: itself, or one of its specialisations.
+    pub(crate) brings: StorePath,
+    /// The systemd units that had failed.
+    pub(crate) failed_units: Vec<String>,
+    /// The health checks, by their number, that did not hold.
+    pub(crate) failed_checks: Vec<usize>,
+    /// The process of the agent's unit.
+    pub(crate) agent: Option<MainProcess>,
+}
+
+/// The main process of a unit.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct MainProcess {
+    pub(crate) pid: i32,
+    /// When it started, in clock ticks since boot.
+    pub(crate) started: u64,
 }
 
 /// A program that an activator has started, as it can be found again.
@@ -168,9 +189,9 @@ impl History {
         })
     }
 
-    /// Whether the agent has confirmed: nothing goes back after that, unless the commit itself failed.
-    pub(crate) fn is_confirmed(&self) -> bool {
-        self.records.contains(&Record::Phase(Phase::Committing))
+    /// Whether this phase was ever begun. Committing stands for the confirmation.
+    pub(crate) fn has_been(&self, phase: Phase) -> bool {
+        self.records.contains(&Record::Phase(phase))
     }
 
     /// What was found before anything was changed.
@@ -207,9 +228,14 @@ impl History {
         self.records.iter().filter_map(boot).count()
     }
 
-    /// The boot in which the activation began.
+    /// The boot in which the first change began.
     pub(crate) fn boot_of_activation(&self) -> Option<&BootId> {
-        self.boot_of(|record| *record == Record::Phase(Phase::Activating))
+        self.boot_of(|record| matches!(record, Record::Phase(Phase::Activating | Phase::Staging)))
+    }
+
+    /// The boot in which all was done.
+    pub(crate) fn boot_of_end(&self) -> Option<&BootId> {
+        self.boot_of(|record| *record == Record::Phase(Phase::Committed))
     }
 
     /// The boot in which the program of [`History::running`] was started.
@@ -378,7 +404,10 @@ mod tests {
             let path = Utf8Path::from_path(dir.path()).unwrap().join("journal");
             std::fs::write(&path, &bytes[..cut]).unwrap();
             let mut journal = Journal::open(&path).unwrap();
-            assert!(!journal.history().is_confirmed(), "cut at {cut}");
+            assert!(
+                !journal.history().has_been(Phase::Committing),
+                "cut at {cut}"
+            );
             journal.append([Record::Phase(Phase::RollingBack)]).unwrap();
             let history = History::read(&path).unwrap();
             assert_eq!(history.phase(), Some(Phase::RollingBack), "cut at {cut}");
@@ -388,7 +417,7 @@ mod tests {
     #[test]
     fn damage_before_the_last_record_is_an_error_and_not_overlooked() {
         let mut bytes = [line(&Record::Phase(Phase::Committing)), line(&started())].concat();
-        assert!(History::parse(&bytes).unwrap().is_confirmed());
+        assert!(History::parse(&bytes).unwrap().has_been(Phase::Committing));
         bytes[CHECKSUM_LEN + 3] ^= 1;
         assert!(History::parse(&bytes).is_err());
     }

@@ -1,5 +1,6 @@
 //! Starts the activator so that it outlives who started it.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -9,14 +10,27 @@ use std::process::{Command, Stdio};
 use super::{Job, JobError};
 use crate::nix;
 
+/// What programs of a user find the user's things by.
+pub(crate) const USER_VARIABLES: &[&str] = &[
+    "LOGNAME",
+    "SHELL",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "XDG_RUNTIME_DIR",
+    "XDG_STATE_HOME",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "HOME_MANAGER_BACKUP_EXT",
+];
+
 /// Starts `activator --job DIR` for `job`.
 pub(super) fn start(job: &Job) -> Result<(), JobError> {
     let failed = |source| JobError::Start {
         dir: job.dir().to_owned(),
         source,
     };
-    if systemd_runs() {
-        match in_unit(job) {
+    if let Some(manager) = manager() {
+        match in_unit(job, manager) {
             Ok(()) => return Ok(()),
             // Better beside the agent in its unit than not at all: the agent recovers what dies with it.
             Err(error) => tracing::warn!(
@@ -33,8 +47,20 @@ pub(crate) fn systemd_runs() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
+/// What `systemd-run` has to be told to reach the service manager that can start the activator; none where
+/// there is none.
+fn manager() -> Option<&'static [&'static str]> {
+    if rustix::process::geteuid().is_root() {
+        return systemd_runs().then_some(&[]);
+    }
+    // The user's own manager, which runs while the user is logged in or lingers.
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR")?;
+    let socket = Path::new(&runtime).join("systemd/private");
+    socket.exists().then_some(&["--user"])
+}
+
 /// In a transient unit: stopping or restarting the agent's unit leaves it alone.
-fn in_unit(job: &Job) -> io::Result<()> {
+fn in_unit(job: &Job, manager: &[&str]) -> io::Result<()> {
     // Systemd starts it, to whom /proc/self/exe is another program.
     let program = std::env::current_exe()?;
     if !program.exists() {
@@ -46,6 +72,7 @@ fn in_unit(job: &Job) -> io::Result<()> {
     let log = job.dir().join("activator.log");
     let mut command = Command::new("systemd-run");
     command
+        .args(manager)
         .args(["--collect", "--quiet", "--no-ask-password"])
         .arg("--service-type=exec")
         // The unit of a dead activator may not be gone yet, so every start has a name of its own.
@@ -60,12 +87,15 @@ fn in_unit(job: &Job) -> io::Result<()> {
         ))
         .arg(format!("--property=StandardOutput=append:{log}"))
         .arg(format!("--property=StandardError=append:{log}"))
-        .arg("--property=OOMScoreAdjust=-900")
         // What it started is in units of its own, or has to be stopped by the recovery that knows why.
         .arg("--property=KillMode=process")
         // A shutdown waits this long for what must not be cut off, such as the boot loader.
         .arg("--property=TimeoutStopSec=30");
-    for (name, value) in nix::clean_environment() {
+    if manager.is_empty() {
+        // No right of a user's manager.
+        command.arg("--property=OOMScoreAdjust=-900");
+    }
+    for (name, value) in activator_environment() {
         let mut setting = name;
         setting.push("=");
         setting.push(value);
@@ -87,6 +117,17 @@ fn in_unit(job: &Job) -> io::Result<()> {
     )))
 }
 
+/// What an activator gets of the agent's environment: what finds Nix, and what finds a user's things.
+fn activator_environment() -> Vec<(OsString, OsString)> {
+    let mut environment = nix::clean_environment();
+    environment.extend(
+        USER_VARIABLES
+            .iter()
+            .filter_map(|name| Some(((*name).into(), std::env::var_os(name)?))),
+    );
+    environment
+}
+
 /// As a child that makes itself a session as its first act, so that no signal of a terminal or of the
 /// agent's process group reaches it.
 fn in_session(job: &Job) -> Result<(), io::Error> {
@@ -99,7 +140,7 @@ fn in_session(job: &Job) -> Result<(), io::Error> {
     let mut child = Command::new("/proc/self/exe")
         .args(["activator", "--job", job.dir().as_str()])
         .env_clear()
-        .envs(nix::clean_environment())
+        .envs(activator_environment())
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)

@@ -33,8 +33,8 @@ use hoist_protocol::DeploymentId;
 pub use agent::AgentIdentity;
 pub use error::JobError;
 pub use journal::Phase;
-pub(crate) use journal::{Before, History, Journal, ProcessRecord, Record};
-pub(crate) use launch::systemd_runs;
+pub(crate) use journal::{Before, History, Journal, MainProcess, ProcessRecord, Record};
+pub(crate) use launch::{USER_VARIABLES, systemd_runs};
 pub(crate) use lock::JobLock;
 pub(crate) use log::LogWriter;
 pub use log::{LOG_MAX, LogCursor, LogEntry};
@@ -172,7 +172,7 @@ impl Job {
         &self.dir
     }
 
-    /// Starts the activator beside the agent, in a session of its own, and where systemd runs the machine
+    /// Starts the activator beside the agent, in a session of its own, and where systemd runs the machine or the user's services,
     /// in a transient unit of its own, so that it outlives the agent and the agent's unit.
     ///
     /// The same call recovers a job whose activator died: the activator reads the journal and goes back or

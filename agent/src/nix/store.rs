@@ -15,7 +15,7 @@ const MOST_LINKS: usize = 16;
 ///
 /// # Errors
 /// A link cannot be read for another reason than that it is not there.
-pub(super) fn store_path_behind(path: &Utf8Path) -> io::Result<Option<StorePath>> {
+pub(crate) fn store_path_behind(path: &Utf8Path) -> io::Result<Option<StorePath>> {
     let mut path = path.to_owned();
     for _ in 0..MOST_LINKS {
         if let Some(inside) = path.as_str().strip_prefix(STORE) {

@@ -239,7 +239,7 @@ impl Allowance {
 
 const fn for_core(phase: Phase) -> JobPhase {
     match phase {
-        Phase::Preparing | Phase::Activating => JobPhase::Activating,
+        Phase::Preparing | Phase::Activating | Phase::Staging => JobPhase::Activating,
         Phase::Checking => JobPhase::Checking,
         Phase::Confirming => JobPhase::Confirming,
         Phase::Committing | Phase::Committed => JobPhase::Committing,

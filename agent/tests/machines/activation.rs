@@ -61,14 +61,20 @@ fn an_activation_that_fails_ends_on_the_system_before_whatever_it_exits_with() {
     inside(|machine| {
         let a = machine.nixos("a", Script::PLAIN);
         machine.running(&a);
+        let failed = |reason| (State::Failed, Some(reason));
+        let rolled_back = |reason| (State::RolledBack, Some(reason));
+        let check = failed(Reason::PreSwitchCheckFailed);
+        let script = rolled_back(Reason::ActivationScriptFailed);
+        let units = rolled_back(Reason::UnitsFailed);
+        let other = failed(Reason::ActivationFailed);
         let scripts = [
-            ("early", "exit 1", "", "exited with 1"),
-            ("late", "", "exit 4", "units failed"),
-            ("reboot", "exit 100", "", "needs a reboot"),
-            ("killed", "", "kill -9 $$", "killed by signal 9"),
-            ("liar", "exit 0", "", "ended well, but"),
+            ("early", "exit 1", "", check, "exited with 1"),
+            ("script", "", "exit 2", script, "activation script failed"),
+            ("late", "", "exit 4", units, "units failed"),
+            ("killed", "", "kill -9 $$", other, "killed by signal 9"),
+            ("liar", "exit 0", "", other, "ended well, but"),
         ];
-        for (name, before, after, said) in scripts {
+        for (name, before, after, ends, said) in scripts {
             let bad = machine.nixos(
                 name,
                 Script {
@@ -78,12 +84,7 @@ fn an_activation_that_fails_ends_on_the_system_before_whatever_it_exits_with() {
                 },
             );
             let result = machine.carry_out(&machine.spec(&bad));
-            assert_eq!(
-                outcome(&result),
-                (State::Failed, Some(Reason::ActivationFailed)),
-                "{name}: {}",
-                result.message
-            );
+            assert_eq!(outcome(&result), ends, "{name}: {}", result.message);
             assert!(result.message.as_str().contains(said), "{}", result.message);
             assert_eq!(result.previous.as_ref(), Some(&a));
             assert_eq!(result.current.as_ref(), Some(&a));
@@ -205,7 +206,7 @@ fn a_commit_that_fails_restores_profile_boot_default_and_system() {
         let result = machine.carry_out(&machine.spec(&machine.nixos("b", full)));
         assert_eq!(
             outcome(&result),
-            (State::Failed, Some(Reason::CommitFailed)),
+            (State::Failed, Some(Reason::BootLoaderFailed)),
             "{}",
             result.message
         );

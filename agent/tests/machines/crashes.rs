@@ -90,7 +90,7 @@ fn an_activator_killed_while_it_goes_back_still_goes_back_for_the_first_reason()
         let result = result(&job);
         assert_eq!(
             outcome(&result),
-            (State::Failed, Some(Reason::ActivationFailed)),
+            (State::RolledBack, Some(Reason::ActivationScriptFailed)),
             "{}",
             result.message
         );

@@ -88,7 +88,7 @@ fn a_first_deployment_that_fails_says_that_there_is_nothing_to_go_back_to() {
         let untouched = machine.carry_out(&machine.spec(&early));
         assert_eq!(
             outcome(&untouched),
-            (State::Failed, Some(Reason::ActivationFailed))
+            (State::Failed, Some(Reason::PreSwitchCheckFailed))
         );
         assert!(untouched.message.as_str().contains("nothing to go back to"));
         assert_eq!((untouched.current, untouched.profile), (None, None));
@@ -103,7 +103,7 @@ fn a_first_deployment_that_fails_says_that_there_is_nothing_to_go_back_to() {
         let stays = machine.carry_out(&machine.spec(&late));
         assert_eq!(
             outcome(&stays),
-            (State::RollbackFailed, Some(Reason::ActivationFailed))
+            (State::RollbackFailed, Some(Reason::UnitsFailed))
         );
         assert!(
             stays.message.as_str().contains("nothing to go back to"),

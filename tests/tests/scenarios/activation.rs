@@ -107,7 +107,7 @@ fn an_activation_that_exits_1_leaves_the_machine_as_it_was() {
 
         let status = world.carry_out(&machine, &v2)?;
         assert_eq!(status.state, State::Failed, "{}", status.message);
-        assert_eq!(status.reason, Some(Reason::ActivationFailed));
+        assert_eq!(status.reason, Some(Reason::PreSwitchCheckFailed));
         let said = status
             .log_tail
             .iter()
@@ -206,7 +206,7 @@ fn the_first_deployment_ever_failing_leaves_a_machine_that_takes_the_next() {
 
         let status = world.carry_out(&machine, &bad)?;
         assert!(!status.state.is_good(), "{}", status.state);
-        assert_eq!(status.reason, Some(Reason::ActivationFailed));
+        assert_eq!(status.reason, Some(Reason::PreSwitchCheckFailed));
         assert_eq!(machine.current_system()?, None);
         assert_eq!(machine.profile(SYSTEM_PROFILE)?, None);
         assert_eq!(machine.boot_default()?, None);
@@ -282,7 +282,7 @@ fn a_boot_loader_that_cannot_be_set_rolls_the_machine_back() {
 
         let status = world.carry_out(&machine, &v2)?;
         assert_eq!(status.state, State::Failed, "{}", status.message);
-        assert_eq!(status.reason, Some(Reason::CommitFailed));
+        assert_eq!(status.reason, Some(Reason::BootLoaderFailed));
         assert_eq!(machine.current_system()?.as_ref(), Some(&v1));
         assert_eq!(machine.profile(SYSTEM_PROFILE)?.as_ref(), Some(&v1));
         assert_eq!(machine.boot_default()?.as_ref(), Some(&v1));

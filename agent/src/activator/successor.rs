@@ -1,0 +1,197 @@
+//! The agent of the new system: only its word counts.
+//!
+//! A switch may leave the old agent running although its unit has changed, since the unit says so or since the
+//! switch failed half-way. Then the activator restarts it; and a confirmation of another program than the one
+//! that the new unit starts is not taken.
+
+use std::fs;
+use std::time::Duration;
+
+use camino::{Utf8DirEntry, Utf8Path, Utf8PathBuf};
+use hoist_protocol::{Reason, StorePath, UnitName};
+
+use super::Activator;
+use super::failure::{Failure, shown};
+use super::kinds::ClosureKind;
+use super::process;
+use super::program::{End, Program};
+use super::system::{self, Manager};
+use crate::job::{AgentIdentity, Before, Confirmation, MainProcess};
+use crate::nix;
+
+/// How long systemd may take to restart the agent. It is ready before it connects.
+const RESTART_LIMIT: Duration = Duration::from_secs(60);
+
+/// The agent's unit in closures of a kind.
+#[derive(Clone, Debug)]
+pub(super) struct AgentUnit {
+    name: UnitName,
+    folder: &'static str,
+    pub(super) manager: Manager,
+}
+
+impl AgentUnit {
+    /// The unit of the agent that made a job, when closures of this kind have it.
+    pub(super) fn of(agent: &AgentIdentity, kind: &dyn ClosureKind) -> Option<Self> {
+        let units = kind.units()?;
+        let manager = if agent.user_unit {
+            Manager::User
+        } else {
+            Manager::System
+        };
+        let name = agent.unit.clone()?;
+        (units.manager == manager).then_some(Self {
+            name,
+            folder: units.folder,
+            manager,
+        })
+    }
+
+    /// What a closure says about it: its file and what is added to that, one after another; none when the
+    /// closure does not have it, or has masked it.
+    fn text(&self, closure: &StorePath) -> Option<String> {
+        let folder = Utf8Path::new(closure.as_str()).join(self.folder);
+        let mut text = fs::read_to_string(folder.join(self.name.as_str())).ok()?;
+        if text.trim().is_empty() {
+            return None;
+        }
+        let additions = folder.join(format!("{}.d", self.name));
+        let mut files: Vec<Utf8PathBuf> = additions
+            .read_dir_utf8()
+            .map(|entries| entries.flatten().map(Utf8DirEntry::into_path).collect())
+            .unwrap_or_default();
+        files.sort();
+        for file in files {
+            text.push('\n');
+            text.push_str(&fs::read_to_string(file).unwrap_or_default());
+        }
+        Some(text)
+    }
+
+    /// Its main process; none when it does not run.
+    pub(super) fn main_process(&self) -> Option<MainProcess> {
+        let pid = self.manager.property(self.name.as_str(), "MainPID").ok()?;
+        let pid = pid.parse().ok().filter(|pid| *pid > 0)?;
+        let started = process::started(pid).ok()?;
+        Some(MainProcess { pid, started })
+    }
+}
+
+/// Refuses a closure that would leave the machine without an agent.
+pub(super) fn refuse_without_agent(
+    unit: &AgentUnit,
+    brings: &StorePath,
+    running: Option<&StorePath>,
+) -> Result<(), Failure> {
+    let had = match unit.manager {
+        // All units of a NixOS system are those of its closure.
+        Manager::System => true,
+        Manager::User => running.is_some_and(|running| unit.text(running).is_some()),
+    };
+    if !had || unit.text(brings).is_some() {
+        return Ok(());
+    }
+    Err(Failure::untouched(
+        Reason::NoAgent,
+        format!(
+            "{brings} has no `{}`, so nothing could deploy this machine afterwards; nothing was activated. \
+             Enable the agent in its configuration, or deploy with --allow-no-agent",
+            unit.name
+        ),
+    ))
+}
+
+impl Activator {
+    /// Makes sure that the agent which runs is the one of the new system.
+    pub(super) fn renew_agent(&mut self, unit: &AgentUnit, before: &Before) -> Result<(), Failure> {
+        let then = before
+            .running
+            .as_ref()
+            .and_then(|running| unit.text(running));
+        let now = unit.text(&before.brings);
+        if now.is_none() || then == now {
+            return Ok(());
+        }
+        let main = unit.main_process();
+        if main.is_some() && main != before.agent {
+            return Ok(());
+        }
+        self.log.say(&format!(
+            "restarting {}, which the switch left as it was",
+            unit.name
+        ));
+        let arguments = [
+            &["systemctl"],
+            unit.manager.flags(),
+            &["restart", "--", unit.name.as_str()],
+        ]
+        .concat();
+        let mut environment = system::environment(self.id());
+        environment.extend(system::user_environment());
+        let restart = Program::new(&arguments, environment, RESTART_LIMIT);
+        // Whether it works is seen by whether the new agent confirms.
+        match self.run(&restart, [])?.end {
+            End::Exited(status) if status.success() => {}
+            End::Exited(status) => self.log.say(&format!("systemctl {}", shown(status))),
+            End::TimedOut => self
+                .log
+                .say("systemctl did not come to an end and was stopped"),
+        }
+        Ok(())
+    }
+
+    /// Why a confirmation is not one of the new system's agent; none when it is, or when that cannot be told.
+    pub(super) fn foreign(
+        &self,
+        unit: &AgentUnit,
+        before: &Before,
+        confirmation: &Confirmation,
+    ) -> Option<String> {
+        let wanted = executable(&unit.text(&before.brings)?)?;
+        // A script of its package may stand before the program itself: then the package has to do.
+        let home = |path: &Utf8Path| match nix::store_path_behind(path) {
+            Ok(Some(package)) => package.to_string(),
+            _ => path.to_string(),
+        };
+        (home(&wanted) != home(&confirmation.executable)).then(|| {
+            format!(
+                "it is of {}, and the new system's agent is {wanted}",
+                confirmation.executable
+            )
+        })
+    }
+}
+
+/// The program that the last `ExecStart=` of a unit starts (systemd.service(5)).
+fn executable(unit: &str) -> Option<Utf8PathBuf> {
+    let line = unit
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("ExecStart="))
+        .rfind(|command| !command.trim().is_empty())?;
+    let command = line
+        .trim()
+        .trim_start_matches(['@', '-', ':', '+', '!', '|']);
+    let program = command.split_whitespace().next()?.trim_matches(['"', '\'']);
+    let path = Utf8PathBuf::from(program);
+    path.is_absolute().then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_names_its_program() {
+        let unit = "[Service]\nExecStartPre=/bin/true\nExecStart=@/nix/store/x/bin/a a run\n";
+        assert_eq!(executable(unit).unwrap(), "/nix/store/x/bin/a");
+        // What is added replaces it: an empty one clears the list first.
+        let added = format!("{unit}\n[Service]\nExecStart=\nExecStart=/nix/store/y/bin/a run\n");
+        assert_eq!(executable(&added).unwrap(), "/nix/store/y/bin/a");
+        assert_eq!(
+            executable("ExecStart=hoist-agent run\n"),
+            None,
+            "found by PATH"
+        );
+        assert_eq!(executable("[Unit]\n"), None);
+    }
+}
