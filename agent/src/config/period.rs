@@ -17,6 +17,14 @@ pub struct Period(Duration);
 #[error("`{0}` is no time; a time is written like 30s, 5m or 1h")]
 pub struct PeriodError(String);
 
+impl Period {
+    /// How long it is.
+    #[must_use]
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
 impl FromStr for Period {
     type Err = PeriodError;
 

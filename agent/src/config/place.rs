@@ -8,7 +8,7 @@ use camino::{Utf8Path, Utf8PathBuf};
 use hoist_certs::files::FileError;
 use hoist_certs::program::{ConfigError, read_toml};
 use hoist_certs::{Credentials, Pem};
-use hoist_protocol::Tag;
+use hoist_protocol::{Tag, TrustedKeys};
 
 use super::folders::Account;
 use super::{ConfigFile, ConfigFlags, Settings, SettingsError, absolute, distinct};
@@ -41,6 +41,8 @@ pub struct Place {
     pub brokers: Option<Brokers>,
     /// The certificates, where all three are named; they were not read.
     pub credentials: Option<Credentials>,
+    /// Who may deploy, where that is said.
+    pub trusted: Option<TrustedKeys>,
 }
 
 impl PlaceFlags {
@@ -82,6 +84,11 @@ impl PlaceFlags {
             certificate,
             key,
         };
+        let trusted = |keys| {
+            let epoch_keys = file.epoch_keys.unwrap_or_default();
+            TrustedKeys::with_policy(keys, file.required_signatures.unwrap_or(1), epoch_keys)
+                .map_err(SettingsError::TrustedKeys)
+        };
         Ok(Place {
             config,
             state: folder("state", self.state.clone().or(file.state), account.state())?,
@@ -90,6 +97,7 @@ impl PlaceFlags {
             brokers: file.broker,
             credentials: (file.ca.zip(file.certificate).zip(file.key))
                 .map(|((ca, certificate), key)| credentials(ca, certificate, key)),
+            trusted: file.trusted_keys.map(trusted).transpose()?,
         })
     }
 }

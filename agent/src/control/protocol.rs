@@ -72,8 +72,9 @@ pub enum Answer {
     Status {
         /// As it is on the `status` topic.
         status: Box<Status>,
-        /// The way to the broker.
-        connection: Connection,
+        /// The way to the broker; none in a process that only does what was ordered at the machine.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connection: Option<Connection>,
     },
     /// It is done, and durable. The last answer.
     Done,

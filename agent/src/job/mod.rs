@@ -90,6 +90,20 @@ impl Jobs {
         })
     }
 
+    /// The jobs below `state` as they are at this moment, whoever works on them. Nothing is changed, and what
+    /// cannot be read is left out.
+    #[must_use]
+    pub fn look(state: &Utf8Path) -> Vec<Job> {
+        let Ok(entries) = state.join("jobs").read_dir_utf8() else {
+            return Vec::new();
+        };
+        let entries = entries.filter_map(Result::ok);
+        entries
+            .filter(|entry| entry.file_name().parse::<DeploymentId>().is_ok())
+            .filter_map(|entry| Job::open(entry.path()).ok())
+            .collect()
+    }
+
     /// All jobs that are there, oldest id first; what was left half made is removed.
     ///
     /// A job that cannot be read is set aside as `.broken-<id>`, so that it does not keep the agent from

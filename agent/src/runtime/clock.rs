@@ -105,7 +105,7 @@ fn clock(id: rustix::time::ClockId) -> Duration {
 /// Whether something such as NTP keeps the wall clock right, as far as systemd can tell: timedated asks the
 /// kernel, whoever it is that disciplines the clock. False where there is no systemd.
 #[cfg(not(target_os = "macos"))]
-pub(super) async fn is_synchronised() -> bool {
+pub(crate) async fn is_synchronised() -> bool {
     // systemd-timesyncd's own mark, without starting a program.
     if std::path::Path::new("/run/systemd/timesync/synchronized").exists() {
         return true;
@@ -119,7 +119,7 @@ pub(super) async fn is_synchronised() -> bool {
 
 /// Whether the wall clock is set from the network. Only root may ask; false for others.
 #[cfg(target_os = "macos")]
-pub(super) async fn is_synchronised() -> bool {
+pub(crate) async fn is_synchronised() -> bool {
     let arguments = ["-getusingnetworktime"];
     says("/usr/sbin/systemsetup", &arguments, "Network Time: On").await
 }

@@ -3,13 +3,16 @@
 //! One thread. When nothing is deployed it sleeps until the broker sends something or the status is due; the
 //! job directory is looked at only while a job is under way.
 
+mod alone;
 mod asked;
 mod broker;
 mod clock;
 mod effects;
 mod fetch;
 mod notify;
+mod own;
 mod start;
+mod uplink;
 mod watch;
 
 use std::collections::{HashMap, VecDeque};
@@ -24,13 +27,19 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::Settings;
-use crate::control::{Asked, Control, Desk};
+use crate::control::{self, Asked, Control, Desk};
 use crate::error::Error;
 use crate::job::{BootId, Job, Jobs, Outage};
 use crate::ledger::LedgerFile;
 use crate::mqtt::jittered;
 use crate::nix;
 use broker::{Broker, BrokerEvent, OutageVerdict};
+use own::Own;
+use uplink::Uplink;
+
+pub use alone::AloneError;
+pub(crate) use alone::{Alone, preview};
+pub(crate) use clock::is_synchronised;
 use clock::{Pulse, Reading};
 use fetch::{Fetch, FetchNews};
 use notify::ServiceManager;
@@ -56,7 +65,20 @@ pub fn run(settings: Settings) -> Result<(), Error> {
         .map_err(system("start the runtime"))?;
     runtime.block_on(async {
         let signals = Signals::new().map_err(system("wait for signals"))?;
-        let mut shell = Shell::new(settings, signals)?;
+        let own = Own::of_settings(&settings);
+        tracing::info!(
+            machine = %settings.machine,
+            broker = %settings.brokers,
+            version = env!("CARGO_PKG_VERSION"),
+            state = %settings.state,
+            certificate_ends = %settings.tls.not_after(),
+            "hoist-agent starts"
+        );
+        let broker = Uplink::Broker(Box::new(Broker::new(settings)));
+        let mut shell = Shell::new(own, broker, signals)?;
+        if let Err(error) = control::remember(&shell.settings.state, &shell.settings.machine) {
+            tracing::warn!(%error, "cannot write down which machine this is, for `hoist-agent status` without an agent");
+        }
         shell.run().await
     })
 }
@@ -100,7 +122,7 @@ enum Event {
 }
 
 struct Shell {
-    settings: Settings,
+    settings: Own,
     agent: Agent,
     ledger: LedgerFile,
     jobs: Jobs,
@@ -110,7 +132,7 @@ struct Shell {
     watch: Option<Watch>,
     fetch: Option<Fetch>,
     fetch_news: (mpsc::Sender<FetchNews>, mpsc::Receiver<FetchNews>),
-    broker: Broker,
+    broker: Uplink,
     control: Control,
     /// Who asked, and waits for what.
     desk: Desk,
@@ -134,30 +156,13 @@ struct Shell {
 }
 
 impl Shell {
-    fn new(settings: Settings, signals: Signals) -> Result<Self, Error> {
+    fn new(settings: Own, broker: Uplink, signals: Signals) -> Result<Self, Error> {
         let ledger = LedgerFile::open(&settings.state)?;
         let jobs = Jobs::open(&settings.state)?;
-        let system = System::current().map_err(|error| Error::System {
-            what: "tell Nix's name for this machine's system",
-            source: std::io::Error::other(error),
-        })?;
-        let boot_id = BootId::current().map_err(|source| Error::System {
-            what: "read the kernel's boot id",
-            source,
-        })?;
-        let config = Config {
-            machine: settings.machine.clone(),
-            system,
-            trusted: settings.trusted.clone(),
-            version: Text::lossy(env!("CARGO_PKG_VERSION")),
-            tags: settings.tags.clone(),
-            session: Text::lossy(&format!("{:016x}", rand::random::<u64>())),
-            boot_id: Text::lossy(&boot_id.to_string()),
-        };
-        let agent = Agent::new(config, ledger.load()?);
+        let agent = Agent::new(core_config(&settings)?, ledger.load()?);
         let started = Instant::now();
         Ok(Self {
-            broker: Broker::new(settings.clone()),
+            broker,
             control: Control::open(&settings.state),
             desk: Desk::default(),
             refresh_at: started + jittered(settings.status_interval),
@@ -184,18 +189,19 @@ impl Shell {
     }
 
     async fn run(&mut self) -> Result<(), Error> {
-        tracing::info!(
-            machine = %self.settings.machine,
-            broker = %self.settings.brokers,
-            version = env!("CARGO_PKG_VERSION"),
-            state = %self.settings.state,
-            certificate_ends = %self.settings.tls.not_after(),
-            "hoist-agent starts"
-        );
-        self.synchronised = clock::is_synchronised().await;
         let found = self.find_jobs()?;
-        self.handle(Input::Started(found)).await?;
+        self.begin(found).await?;
         self.manager.ready();
+        self.serve().await
+    }
+
+    /// Goes on from what was found on the disk.
+    async fn begin(&mut self, found: Vec<FoundJob>) -> Result<(), Error> {
+        self.synchronised = is_synchronised().await;
+        self.handle(Input::Started(found)).await
+    }
+
+    async fn serve(&mut self) -> Result<(), Error> {
         loop {
             match self.next().await {
                 Event::Broker(event) => self.on_broker(event).await?,
@@ -208,7 +214,7 @@ impl Shell {
                 Event::Look => self.look().await?,
                 Event::Refresh => {
                     self.refresh_at = Instant::now() + jittered(self.settings.status_interval);
-                    self.synchronised = clock::is_synchronised().await;
+                    self.synchronised = is_synchronised().await;
                     self.broker.refresh().await;
                     self.handle(Input::Refresh).await?;
                 }
@@ -260,7 +266,7 @@ impl Shell {
                 ?jump,
                 "the machine was away, or its clock was set: connecting anew"
             );
-            self.synchronised = clock::is_synchronised().await;
+            self.synchronised = is_synchronised().await;
             self.broker.start_over().await;
         }
         let (state, connection) = (self.reported, self.broker.summary());
@@ -340,7 +346,7 @@ impl Shell {
             // A topic that was cleared: no instruction, and never one to remove anything.
             return None;
         }
-        let Settings {
+        let Own {
             trusted, machine, ..
         } = &self.settings;
         Some(match trusted.verify(&bytes, machine) {
@@ -423,6 +429,27 @@ impl Shell {
         }
         self.broker.stop().await;
     }
+}
+
+/// What the core has to know of this machine.
+fn core_config(own: &Own) -> Result<Config, Error> {
+    let system = System::current().map_err(|error| Error::System {
+        what: "tell Nix's name for this machine's system",
+        source: std::io::Error::other(error),
+    })?;
+    let boot_id = BootId::current().map_err(|source| Error::System {
+        what: "read the kernel's boot id",
+        source,
+    })?;
+    Ok(Config {
+        machine: own.machine.clone(),
+        system,
+        trusted: own.trusted.clone(),
+        version: Text::lossy(env!("CARGO_PKG_VERSION")),
+        tags: own.tags.clone(),
+        session: Text::lossy(&format!("{:016x}", rand::random::<u64>())),
+        boot_id: Text::lossy(&boot_id.to_string()),
+    })
 }
 
 /// Tells the activator that the broker is away, and not this machine.
