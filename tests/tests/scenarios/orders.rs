@@ -85,3 +85,26 @@ fn a_deployment_that_is_spread_over_a_day_waits_and_a_newer_one_does_not_wait_fo
         Ok(())
     });
 }
+
+#[test]
+fn a_closure_that_does_not_hold_what_was_signed_is_not_activated() {
+    scenario(Options::default(), |world| {
+        let machine = world.running("web-1")?;
+        let v1 = world.system(&System::new("web-1", "1"))?;
+        let signed = spec(world, &json!({ "path": v1, "digest": "0".repeat(64) }))?;
+        let done = world.hoist(&["deploy", signed.as_str(), "--json"])?;
+        let report = machine_in(&done.expect_code(3)?)?;
+        assert_eq!(report["outcome"], "failed");
+        assert_eq!(report["reason"], "digest_mismatch");
+        assert_eq!(machine.activations()?, [""; 0]);
+        // People are told what to make of it.
+        let said = world.hoist(&["deploy", signed.as_str()])?.expect_code(3)?;
+        assert!(
+            said.stdout
+                .contains("find out why before you deploy with --no-digest"),
+            "{}",
+            said.stdout
+        );
+        Ok(())
+    });
+}
