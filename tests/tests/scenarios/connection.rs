@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use camino::Utf8PathBuf;
-use hoist_protocol::Status;
+use hoist_protocol::{State, Status};
 use hoist_tests::broker::Broker;
-use hoist_tests::closure::NETWORK_STALLED;
+use hoist_tests::closure::{NETWORK_STALLED, System};
 use hoist_tests::foreign::{Client, Watch};
 use hoist_tests::machine::{Machine, MachineParts};
 use hoist_tests::namespace::Namespace;
@@ -123,6 +123,30 @@ fn a_connection_that_leads_nowhere_is_noticed_and_replaced() {
         wait_said(&mut machine, "over a connection that seemed to exist", 1)?;
         fs::remove_file(&stalled)?;
         wait_said(&mut machine, CONNECTED, 2)
+    });
+}
+
+#[test]
+fn a_broker_that_dies_while_a_deployment_waits_for_its_confirmation_is_recognised_as_the_one_to_blame()
+ {
+    scenario(Options::default(), |world| {
+        let mut machine = world.machine("web-1")?;
+        // Without anything between that takes connections for a broker that is gone.
+        configure(&machine, &[format!("broker = {:?}", world.broker.url())])?;
+        machine.start_agent()?;
+        world.watch().wait_presence(machine.name(), "online")?;
+        let system = world.system(&System::new("web-1", "1"))?;
+        let gate = machine.gate("1", "test")?;
+        let id = world.publish(&world.forge(&machine, &system)?)?;
+        gate.wait_reached()?;
+        world.broker.kill()?;
+        gate.open()?;
+        // The binary cache answers still.
+        wait_said(&mut machine, "an outage of the broker", 1)?;
+        world.broker.restart()?;
+        let status = world.settled(&machine, id)?;
+        ensure!(status.state == State::Succeeded, "{status:?}");
+        Ok(())
     });
 }
 

@@ -207,14 +207,18 @@ impl Host {
     }
 }
 
-/// What is in reach before an activation: `witnesses` are asked now.
-pub(crate) async fn look_before(brokers: Vec<Host>, witnesses: Vec<Host>) -> Known {
+/// What is in reach before an activation: the brokers' addresses at once, then the `witnesses`, once it is known
+/// who they are. The activation may begin meanwhile, and must not have a say in what the former are.
+pub(crate) async fn look_before(
+    brokers: Vec<Host>,
+    witnesses: impl Future<Output = Vec<Host>>,
+) -> Known {
     let mut known = Known {
         brokers: all_addresses(&brokers).await.unwrap_or_default(),
         witnesses: BTreeSet::new(),
     };
     let mut addresses = BTreeSet::new();
-    for host in &witnesses {
+    for host in witnesses.await {
         let found = host.addresses().await.unwrap_or_default();
         addresses.extend(found.into_iter().take(MAX_OF_HOST));
     }
@@ -411,7 +415,8 @@ mod tests {
             name: address.ip().to_string(),
             port: address.port(),
         };
-        let known = look_before(vec![host(closed)], vec![host(open), host(closed)]).await;
+        let witnesses = async { vec![host(open), host(closed)] };
+        let known = look_before(vec![host(closed)], witnesses).await;
         assert_eq!(known.brokers, BTreeSet::from([closed]));
         assert_eq!(known.witnesses, BTreeSet::from([open]));
         let failures = vec![FailureKind::Unreachable];

@@ -97,7 +97,10 @@ impl Broker {
         self.surveys = JoinSet::new();
         let caches = Arc::clone(&self.caches);
         self.surveys.spawn(async move {
-            witnesses.extend_from_slice(caches.get_or_init(machines_caches).await);
+            let witnesses = async {
+                witnesses.extend_from_slice(caches.get_or_init(machines_caches).await);
+                witnesses
+            };
             Survey::Known(id, look_before(brokers, witnesses).await)
         });
     }
