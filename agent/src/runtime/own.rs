@@ -5,7 +5,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use hoist_protocol::{Machine, Tag, TrustedKeys};
 
-use crate::config::{Place, STATUS_INTERVAL, Settings};
+use crate::config::{KEEP_GENERATIONS, Place, STATUS_INTERVAL, Settings};
 
 pub(super) struct Own {
     pub(super) machine: Machine,
@@ -13,7 +13,9 @@ pub(super) struct Own {
     pub(super) state: Utf8PathBuf,
     pub(super) profile: Utf8PathBuf,
     pub(super) tags: Vec<Tag>,
+    pub(super) keep_generations: usize,
     pub(super) status_interval: Duration,
+    pub(super) keep_generations: usize,
 }
 
 impl Own {
@@ -25,7 +27,9 @@ impl Own {
             state: settings.state.clone(),
             profile: settings.profile.clone(),
             tags: settings.tags.clone(),
+            keep_generations: settings.keep_generations,
             status_interval: settings.status_interval,
+            keep_generations: settings.keep_generations,
         }
     }
 
@@ -37,7 +41,9 @@ impl Own {
             state: place.state.clone(),
             profile: place.profile.clone(),
             tags: place.tags.clone(),
+            keep_generations: place.keep_generations,
             status_interval: STATUS_INTERVAL,
+            keep_generations: KEEP_GENERATIONS,
         }
     }
 }
