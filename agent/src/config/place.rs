@@ -11,7 +11,7 @@ use hoist_certs::{Credentials, Pem};
 use hoist_protocol::{Tag, TrustedKeys};
 
 use super::folders::Account;
-use super::{ConfigFile, ConfigFlags, Settings, SettingsError, absolute, distinct};
+use super::{ConfigFile, ConfigFlags, Settings, SettingsError, absolute, distinct, kept};
 use crate::mqtt::Brokers;
 
 /// Where the configuration is, for commands that work on the machine's own agent.
@@ -37,6 +37,8 @@ pub struct Place {
     pub profile: Utf8PathBuf,
     /// What this machine is selected by.
     pub tags: Vec<Tag>,
+    /// How many of the systems that were deployed last are kept from the garbage collector, at least 1.
+    pub keep_generations: usize,
     /// The fleet's brokers, where they are known.
     pub brokers: Option<Brokers>,
     /// The certificates, where all three are named; they were not read.
@@ -94,6 +96,7 @@ impl PlaceFlags {
             state: folder("state", self.state.clone().or(file.state), account.state())?,
             profile: folder("profile", file.profile, account.profile())?,
             tags: distinct(file.tags.unwrap_or_default())?,
+            keep_generations: kept(file.keep_generations)?,
             brokers: file.broker,
             credentials: (file.ca.zip(file.certificate).zip(file.key))
                 .map(|((ca, certificate), key)| credentials(ca, certificate, key)),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use camino::Utf8PathBuf;
 use hoist_protocol::{Machine, Tag, TrustedKeys};
 
-use crate::config::{KEEP_GENERATIONS, Place, STATUS_INTERVAL, Settings};
+use crate::config::{Place, STATUS_INTERVAL, Settings};
 
 pub(super) struct Own {
     pub(super) machine: Machine,
@@ -15,7 +15,6 @@ pub(super) struct Own {
     pub(super) tags: Vec<Tag>,
     pub(super) keep_generations: usize,
     pub(super) status_interval: Duration,
-    pub(super) keep_generations: usize,
 }
 
 impl Own {
@@ -29,7 +28,6 @@ impl Own {
             tags: settings.tags.clone(),
             keep_generations: settings.keep_generations,
             status_interval: settings.status_interval,
-            keep_generations: settings.keep_generations,
         }
     }
 
@@ -43,7 +41,6 @@ impl Own {
             tags: place.tags.clone(),
             keep_generations: place.keep_generations,
             status_interval: STATUS_INTERVAL,
-            keep_generations: KEEP_GENERATIONS,
         }
     }
 }
