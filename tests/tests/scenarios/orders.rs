@@ -1,6 +1,7 @@
 //! What an operator can ask for with a deployment, through `hoist` to the machine and back.
 
 use std::fs;
+use std::net::TcpListener;
 
 use anyhow::{Context as _, Result};
 use camino::Utf8PathBuf;
@@ -105,6 +106,85 @@ fn a_closure_that_does_not_hold_what_was_signed_is_not_activated() {
             "{}",
             said.stdout
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_dry_activation_changes_nothing_and_says_what_it_would() {
+    scenario(Options::default(), |world| {
+        let machine = world.running("web-1")?;
+        let v1 = world.system(&System::new("web-1", "1"))?;
+        let v2 = world.system(&System::new("web-1", "2"))?;
+        world.deploy(&machine, &v1, &[])?.expect_code(0)?;
+        let before = machine.activations()?;
+        let done = world
+            .deploy(&machine, &v2, &["--action", "dry-activate"])?
+            .expect_code(0)?;
+        assert!(done.stdout.contains("dry activated"), "{}", done.stdout);
+        assert_eq!(machine.current_system()?, Some(v1.clone()));
+        let after = machine.activations()?;
+        assert_eq!(after[before.len()..], ["2 dry-activate"]);
+
+        let log = world.hoist(&["logs", "web-1"])?.success()?;
+        assert!(log.contains("would activate the configuration"), "{log}");
+        let status = world.hoist(&["status", "web-1"])?.success()?;
+        assert!(status.contains("nixos, dry-activate"), "{status}");
+        assert!(status.contains(v1.as_str()), "{status}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_port_that_answers_no_more_after_the_activation_takes_it_back() {
+    scenario(Options::default(), |world| {
+        let machine = world.running("web-1")?;
+        let v1 = world.system(&System::new("web-1", "1"))?;
+        let v2 = world.system(&System::new("web-1", "2"))?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?.to_string();
+        let check = ["--check-tcp", address.as_str(), "--check-retries", "1"];
+        world.deploy(&machine, &v1, &check)?.expect_code(0)?;
+        assert_eq!(machine.current_system()?, Some(v1.clone()));
+
+        drop(listener);
+        let done = world.deploy(&machine, &v2, &check)?.expect_code(4)?;
+        assert!(
+            done.stdout.contains("health_check_failed"),
+            "{}",
+            done.stdout
+        );
+        assert_eq!(machine.current_system()?, Some(v1));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_page_that_is_not_there_takes_the_activation_back() {
+    scenario(Options::default(), |world| {
+        let machine = world.running("web-1")?;
+        let v1 = world.system(&System::new("web-1", "1"))?;
+        let v2 = world.system(&System::new("web-1", "2"))?;
+        let url = world.cache.server.url()?;
+        let check = |page: &str| json!([{ "http": format!("{url}/{page}"), "timeout": "5s" }]);
+        let there = spec(
+            world,
+            &json!({ "path": v1, "checks": check("nix-cache-info") }),
+        )?;
+        world.hoist(&["deploy", there.as_str()])?.expect_code(0)?;
+        assert_eq!(machine.current_system()?, Some(v1.clone()));
+
+        let gone = spec(
+            world,
+            &json!({ "path": v2, "checks": check("no-such-page") }),
+        )?;
+        let done = world.hoist(&["deploy", gone.as_str()])?.expect_code(4)?;
+        assert!(
+            done.stdout.contains("health_check_failed"),
+            "{}",
+            done.stdout
+        );
+        assert_eq!(machine.current_system()?, Some(v1));
         Ok(())
     });
 }
