@@ -6,7 +6,7 @@ use hoist_protocol::{
 };
 
 use crate::input::Origin;
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Told};
 use crate::local::LocalDone;
 
 /// What Nix has to fetch.
@@ -73,11 +73,11 @@ pub enum Effect {
     /// Publish the status. Lost when there is no connection: at the next one it is published anew.
     Report(Box<Status>),
     /// Publish the history. When the broker has acknowledged it:
-    /// [`Input::Delivered`](crate::Input::Delivered) with the same ids.
+    /// [`Input::Delivered`](crate::Input::Delivered) with the same outcomes.
     ReportHistory {
         /// What to publish.
         history: Box<History>,
-        /// The deployments in it whose outcomes were not acknowledged so far.
-        undelivered: Vec<DeploymentId>,
+        /// The outcomes in it that were not acknowledged so far.
+        undelivered: Vec<Told>,
     },
 }

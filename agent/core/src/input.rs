@@ -8,6 +8,7 @@ use hoist_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::ledger::Told;
 use crate::local::LocalOrder;
 
 /// What the machine's own links say at a moment: facts that can differ.
@@ -173,8 +174,8 @@ pub enum Input {
     Connected,
     /// It is time to say again how things are.
     Refresh,
-    /// The broker has acknowledged the history that held the outcomes of these deployments.
-    Delivered(Vec<DeploymentId>),
+    /// The broker has acknowledged the history that held these outcomes.
+    Delivered(Vec<Told>),
     /// Nix has come this far.
     FetchProgress {
         /// Which fetch.

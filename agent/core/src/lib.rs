@@ -24,5 +24,6 @@ pub use input::{
 };
 pub use ledger::{
     Ended, Floor, HISTORY, Hold, How, KNOWN, Known, LOG_TAIL, Ledger, Record, Signed, Staged, Task,
+    Told,
 };
 pub use local::{LocalDone, LocalOrder, LocalWhat};

@@ -6,8 +6,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use hoist_agent_core::Told;
 use hoist_certs::{ClientTls, mqtt};
-use hoist_protocol::{BrokerUrl, Channel, DeploymentId, Machine, Presence};
+use hoist_protocol::{BrokerUrl, Channel, Machine, Presence};
 use rumqttc::{
     AsyncClient, ConnectionError, Event, EventLoop, LastWill, Outgoing, Packet, QoS,
     SubscribeFilter, SubscribeReasonCode,
@@ -34,8 +35,8 @@ const CLOSE: Duration = Duration::from_secs(1);
 pub enum Receipt {
     /// Nothing.
     None,
-    /// The outcomes of these deployments are told.
-    Outcomes(Vec<DeploymentId>),
+    /// These outcomes are told.
+    Outcomes(Vec<Told>),
 }
 
 /// What is published, and where.

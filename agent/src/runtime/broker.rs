@@ -10,6 +10,7 @@ mod warnings;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hoist_agent_core::Told;
 use hoist_certs::mqtt::{FailureKind, diagnose};
 use hoist_protocol::{BrokerUrl, Channel, DeploymentId, LogLine, Presence};
 use tokio::sync::OnceCell;
@@ -39,7 +40,7 @@ pub(super) enum BrokerEvent {
     /// A message on the `deploy` topic.
     Deploy(Vec<u8>),
     /// The outcomes of these deployments were acknowledged.
-    Delivered(Vec<DeploymentId>),
+    Delivered(Vec<Told>),
     /// The way there and back was proven for this deployment.
     Reached(DeploymentId),
     /// Every broker was tried in vain for this deployment.

@@ -1,6 +1,6 @@
 //! What the core decided, done.
 
-use hoist_agent_core::{Effect, Input, JobOrder, Origin};
+use hoist_agent_core::{Effect, Input, JobOrder, Origin, Told};
 use hoist_protocol::{Channel, DeploymentId, History, Status, Text};
 
 use crate::error::Error;
@@ -171,11 +171,12 @@ impl Shell {
         });
     }
 
-    fn report_history(&mut self, history: &History, mut undelivered: Vec<DeploymentId>) {
+    fn report_history(&mut self, history: &History, mut undelivered: Vec<Told>) {
         let bytes = history.to_json();
         // The oldest entries are left out where the limit has no room: those are not told by this one.
         match History::from_json(&bytes, &self.settings.machine) {
-            Ok(told) => undelivered.retain(|id| told.entries.iter().any(|entry| entry.id == *id)),
+            Ok(told) => undelivered
+                .retain(|outcome| told.entries.iter().any(|entry| entry.id == outcome.id)),
             Err(error) => {
                 tracing::error!(%error, "the history reads back wrong");
                 return;

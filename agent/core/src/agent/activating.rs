@@ -124,11 +124,14 @@ impl Agent {
         if self.activating(id).is_none() {
             return;
         }
-        let mut outcome = Outcome::new(end.state, end.reason, end.message.as_str());
-        if !end.state.is_final() {
-            let message = format!("the activator ended in the state `{}`", end.state);
-            outcome = Outcome::new(State::Failed, Some(Reason::Internal), &message);
-        }
+        let mut outcome = match end.state {
+            State::Staged => self.staged_outcome(moment, &end),
+            state if state.is_final() => Outcome::new(state, end.reason, end.message.as_str()),
+            state => {
+                let message = format!("the activator ended in the state `{state}`");
+                Outcome::new(State::Failed, Some(Reason::Internal), &message)
+            }
+        };
         outcome.previous = end.previous;
         outcome.kind = end.kind;
         outcome.boot_id = end.boot_id;

@@ -135,19 +135,27 @@ impl Agent {
     #[must_use = "an effect that is not carried out is a promise that is not kept"]
     pub fn handle(&mut self, moment: &Moment, input: Input) -> Vec<Effect> {
         self.clocks = (moment.now, moment.uptime);
+        self.follow_clock(moment);
         let released = self.end_hold(moment);
-        if released && !matches!(input, Input::Started(_)) {
-            self.report(moment);
+        if !matches!(input, Input::Started(_)) {
+            self.settle_staged(moment);
+            if released {
+                self.report(moment);
+            }
         }
         match input {
-            Input::Started(jobs) => self.started(moment, jobs),
+            Input::Started(jobs) => {
+                self.started(moment, jobs);
+                // A job that ended before the reboot comes first: it may be what was booted.
+                self.settle_staged(moment);
+            }
             Input::Offered(offer) => self.offered(moment, *offer),
             Input::Unverified { error, digest } => self.unverified(moment, &error, digest),
             Input::Connected | Input::Refresh => {
                 self.report(moment);
                 self.report_history();
             }
-            Input::Delivered(ids) => self.may_persist |= self.ledger.deliver(&ids),
+            Input::Delivered(told) => self.may_persist |= self.ledger.deliver(&told),
             Input::FetchProgress { id, progress } => self.fetch_progress(moment, id, progress),
             Input::Fetched { id, result } => self.fetched(moment, id, result),
             Input::JobNotCreated { id, message } => self.job_not_created(moment, id, &message),
@@ -158,7 +166,6 @@ impl Agent {
             Input::Local(order) => self.local(moment, order),
             Input::Tick => self.tick(moment),
         }
-        self.settle_staged(moment);
         self.advance(moment);
         if std::mem::take(&mut self.has_outcome) {
             self.report_history();

@@ -11,7 +11,8 @@
 use hoist_protocol::{Action, DeploymentId, Reason, State, StorePath, Text};
 
 use super::Agent;
-use crate::input::{Facts, Moment};
+use super::task::Outcome;
+use crate::input::{Facts, JobEnd, Moment};
 use crate::ledger::{Ended, Staged};
 use crate::report;
 
@@ -23,6 +24,24 @@ impl Agent {
         staged.is_some_and(|staged| staged.path == *path && staged.boot_id == self.config.boot_id)
             && is(&facts.profile)
             && (facts.boot_default.is_none() || is(&facts.boot_default))
+    }
+
+    /// What a job comes to that was staged: when the machine was booted since, that is decided already.
+    pub(super) fn staged_outcome(&self, moment: &Moment, end: &JobEnd) -> Outcome {
+        let path = self
+            .ledger
+            .current
+            .as_ref()
+            .and_then(|task| task.path.as_ref());
+        let is_past = end
+            .boot_id
+            .as_ref()
+            .is_some_and(|boot| *boot != self.config.boot_id);
+        if let (true, Some(path), Some(booted)) = (is_past, path, &moment.facts.booted) {
+            let (state, reason, message) = decided(path, booted);
+            return Outcome::new(state, reason, &message);
+        }
+        Outcome::new(State::Staged, end.reason, end.message.as_str())
     }
 
     /// A deployment has ended: what that means for one that waits for a reboot.
@@ -74,13 +93,8 @@ impl Agent {
         let Some(staged) = self.ledger.staged.take_if(rebooted) else {
             return;
         };
-        if *booted == staged.path {
-            self.end_staged(moment, staged, State::Succeeded, None, "");
-        } else {
-            let message = format!("the machine was booted into {booted}");
-            let reason = Some(Reason::BootedOther);
-            self.end_staged(moment, staged, State::RolledBack, reason, &message);
-        }
+        let (state, reason, message) = decided(&staged.path, booted);
+        self.end_staged(moment, staged, state, reason, &message);
     }
 
     fn end_staged(
@@ -101,5 +115,15 @@ impl Agent {
         self.ledger.record(ended);
         self.must_persist = true;
         self.has_outcome = true;
+    }
+}
+
+/// What a boot decides about `path`, which it should have brought.
+fn decided(path: &StorePath, booted: &StorePath) -> (State, Option<Reason>, String) {
+    if booted == path {
+        (State::Succeeded, None, String::new())
+    } else {
+        let message = format!("the machine was booted into {booted}");
+        (State::RolledBack, Some(Reason::BootedOther), message)
     }
 }

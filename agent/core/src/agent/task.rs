@@ -54,8 +54,6 @@ impl Agent {
                 self.leftovers.push_back(job);
             }
         }
-        // A reboot comes before everything that has happened since.
-        self.settle_staged(moment);
         self.verify_next(moment);
         if let Some(job) = found {
             self.follow(moment, job);
@@ -163,7 +161,7 @@ impl Agent {
         self.must_persist = true;
         let deployment = match self.verified(&task) {
             Ok(deployment) => deployment,
-            Err(outcome) => return self.end(moment, task, outcome),
+            Err(outcome) => return self.end(moment, task, *outcome),
         };
         if let Some(outcome) = expired(&deployment, moment) {
             return self.end(moment, task, outcome);
@@ -208,13 +206,13 @@ impl Agent {
             }
             Err(outcome) => {
                 self.must_persist = true;
-                self.end(moment, task, outcome);
+                self.end(moment, task, *outcome);
             }
         }
     }
 
     /// The deployment of a task, verified with the keys that are trusted now.
-    pub(super) fn verified(&mut self, task: &Task) -> Result<Deployment, Outcome> {
+    pub(super) fn verified(&mut self, task: &Task) -> Result<Deployment, Box<Outcome>> {
         if let Some(local) = &task.local {
             return Ok((**local).clone());
         }
@@ -227,11 +225,11 @@ impl Agent {
         let Some(signed) = &task.signed else {
             let message =
                 "its job directory is gone, and nothing else is known about it; deploy again";
-            return Err(Outcome::new(
+            return Err(Box::new(Outcome::new(
                 State::Failed,
                 Some(Reason::Interrupted),
                 message,
-            ));
+            )));
         };
         let machine = &self.config.machine;
         match self.config.trusted.verify(signed.as_bytes(), machine) {
@@ -239,11 +237,11 @@ impl Agent {
             Err(error) => {
                 let message =
                     format!("the trusted keys have changed since it was admitted: {error}");
-                Err(Outcome::new(
+                Err(Box::new(Outcome::new(
                     State::Rejected,
                     Some(Reason::Unverified),
                     &message,
-                ))
+                )))
             }
         }
     }

@@ -36,10 +36,19 @@ impl Agent {
 
     /// When a deployment that is spread over a time is begun.
     fn begins(&self, task: &Task, deployment: &Deployment) -> Timestamp {
-        // A clock that was set back since then does not make it wait longer than it would have at the most.
-        let admitted = task.admitted_at.min(self.clocks.0);
         let spread = deployment.target().spread_ms;
-        admitted.plus(delay(&self.config.machine, deployment, spread))
+        let delay = delay(&self.config.machine, deployment, spread);
+        task.admitted_at.plus(delay)
+    }
+
+    /// A clock that was set back starts the wait anew: else it would last for as long as that besides.
+    pub(super) fn follow_clock(&mut self, moment: &Moment) {
+        if let Some(task) = &mut self.ledger.next
+            && task.admitted_at > moment.now
+        {
+            task.admitted_at = moment.now;
+            self.may_persist = true;
+        }
     }
 
     /// When the machine has to look again whether the next task still waits, or the hold has ended.

@@ -6,7 +6,7 @@ mod records;
 use hoist_protocol::{DeploymentId, Refused, RollbackTo, State, StorePath, Text, Timestamp};
 use serde::{Deserialize, Serialize};
 
-pub use records::{Ended, Floor, Hold, How, Known, Record, Signed, Staged, Task};
+pub use records::{Ended, Floor, Hold, How, Known, Record, Signed, Staged, Task, Told};
 
 /// How many ended deployments the ledger remembers.
 pub const HISTORY: usize = 50;
@@ -170,18 +170,16 @@ impl Ledger {
     }
 
     /// The outbox: outcomes that no broker has acknowledged so far.
-    pub fn undelivered(&self) -> impl Iterator<Item = DeploymentId> {
-        self.history
-            .iter()
-            .filter(|record| !record.delivered)
-            .map(|record| record.entry.id)
+    pub fn undelivered(&self) -> impl Iterator<Item = Told> {
+        let undelivered = self.history.iter().filter(|record| !record.delivered);
+        undelivered.map(Record::told)
     }
 
     /// Takes outcomes out of the outbox; says whether there was one to take.
-    pub(crate) fn deliver(&mut self, ids: &[DeploymentId]) -> bool {
+    pub(crate) fn deliver(&mut self, told: &[Told]) -> bool {
         let mut changed = false;
         for record in &mut self.history {
-            if !record.delivered && ids.contains(&record.entry.id) {
+            if !record.delivered && told.contains(&record.told()) {
                 record.delivered = true;
                 changed = true;
             }

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hoist_protocol::{
     Action, Changes, Deployment, DeploymentId, FetchProgress, HistoryEntry, Kind, Order,
-    ProfileName, Specialisation, StorePath, Target, Text, Timestamp,
+    ProfileName, Specialisation, State, StorePath, Target, Text, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -178,6 +178,25 @@ pub struct Record {
     pub entry: HistoryEntry,
     /// Whether the broker has acknowledged a history that holds it.
     pub delivered: bool,
+}
+
+/// An outcome that a history tells. What was staged gets another one later, and that has to be told too.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Told {
+    /// Whose outcome.
+    pub id: DeploymentId,
+    /// Which one.
+    pub state: State,
+}
+
+impl Record {
+    /// What a history tells that holds this.
+    pub(super) const fn told(&self) -> Told {
+        Told {
+            id: self.entry.id,
+            state: self.entry.state,
+        }
+    }
 }
 
 /// A deployment that has ended, with all that the status says about it.

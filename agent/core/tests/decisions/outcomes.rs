@@ -4,7 +4,7 @@ use crate::support::*;
 
 #[test]
 fn an_outcome_is_told_until_it_is_acknowledged() {
-    let told = |effects: Vec<Effect>| {
+    let published = |effects: Vec<Effect>| {
         effects
             .into_iter()
             .find_map(|effect| match effect {
@@ -19,15 +19,18 @@ fn an_outcome_is_told_until_it_is_acknowledged() {
     let mut agent = TestAgent::new();
     agent.input(deployment(1));
     let effects = agent.fetch_failed(1, Reason::MissingPath);
-    assert_eq!(told(effects), (1, vec![id(1)]));
+    assert_eq!(published(effects), (1, vec![told(1, State::Failed)]));
     let (mut agent, _) = TestAgent::from(agent.disk, trusted(), Vec::new());
-    assert_eq!(told(agent.input(Input::Connected)), (1, vec![id(1)]));
     assert_eq!(
-        deeds(&agent.input(Input::Delivered(vec![id(1)]))),
+        published(agent.input(Input::Connected)),
+        (1, vec![told(1, State::Failed)])
+    );
+    assert_eq!(
+        deeds(&agent.input(Input::Delivered(vec![told(1, State::Failed)]))),
         ["persist"]
     );
     let (mut agent, _) = TestAgent::from(agent.disk, trusted(), Vec::new());
-    assert_eq!(told(agent.input(Input::Connected)), (1, Vec::new()));
+    assert_eq!(published(agent.input(Input::Connected)), (1, Vec::new()));
 }
 
 #[test]

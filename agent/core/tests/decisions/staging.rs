@@ -28,7 +28,7 @@ fn what_is_staged_is_told_and_succeeds_by_being_booted() {
     let mut agent = TestAgent::new();
     stage(&mut agent, 1);
     assert_eq!(agent.status().state, State::Staged);
-    agent.input(Input::Delivered(vec![id(1)]));
+    agent.input(Input::Delivered(vec![told(1, State::Staged)]));
     // A restart of the agent is no reboot.
     agent.moment.facts.booted = Some(path("v0"));
     assert!(deeds(&agent.restart()).is_empty());
@@ -40,7 +40,8 @@ fn what_is_staged_is_told_and_succeeds_by_being_booted() {
     assert_eq!(agent.outcome(1), Some(State::Succeeded));
     // One outcome, told anew.
     assert_eq!(agent.disk.history.len(), 1);
-    assert_eq!(agent.disk.undelivered().collect::<Vec<_>>(), [id(1)]);
+    let undelivered: Vec<_> = agent.disk.undelivered().collect();
+    assert_eq!(undelivered, [told(1, State::Succeeded)]);
     assert_eq!(agent.status().previous_path, Some(path("v0")));
 }
 
@@ -237,4 +238,17 @@ fn a_rollback_at_the_machine_takes_back_what_is_staged_first() {
     assert_eq!(agent.outcome(2), Some(State::Superseded));
     let (agent, _) = boot(agent, "v1");
     assert_eq!(agent.outcome(2), Some(State::Superseded));
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_staged_is_none_of_how_it_ended() {
+    let mut agent = TestAgent::new();
+    stage(&mut agent, 1);
+    agent.input(deployment(2));
+    agent.fetched(2);
+    agent.ended(2, State::Succeeded);
+    // It was on its way when the second one ended.
+    agent.input(Input::Delivered(vec![told(1, State::Staged)]));
+    let mut undelivered = agent.disk.undelivered();
+    assert!(undelivered.any(|outcome| outcome == told(1, State::Superseded)));
 }

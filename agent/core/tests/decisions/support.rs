@@ -4,7 +4,7 @@ pub(crate) use std::time::Duration;
 
 pub(crate) use hoist_agent_core::{
     Agent, Config, Effect, Facts, FetchFailure, FoundJob, HISTORY, Input, JobEnd, JobPhase, KNOWN,
-    Ledger, LocalDone, LocalOrder, LocalWhat, Moment, Offer, Origin, Realised,
+    Ledger, LocalDone, LocalOrder, LocalWhat, Moment, Offer, Origin, Realised, Told,
 };
 pub(crate) use hoist_protocol::limits::SEQUENCE_AHEAD_MS;
 pub(crate) use hoist_protocol::{
@@ -284,4 +284,8 @@ pub(crate) fn answer(effects: &[Effect]) -> Result<LocalDone, String> {
 
 pub(crate) fn activate(name: &str) -> LocalWhat {
     LocalWhat::Activate(Box::new(Target::new(Goal::Closure(path(name)))))
+}
+
+pub(crate) fn told(n: u64, state: State) -> Told {
+    Told { id: id(n), state }
 }

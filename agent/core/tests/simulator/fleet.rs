@@ -5,9 +5,9 @@ use std::sync::OnceLock;
 use hoist_agent_core::{Config, Offer};
 use hoist_protocol::limits::SEQUENCE_AHEAD_MS;
 use hoist_protocol::{
-    AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, KeyName, Machine, Order,
-    Provenance, RollbackTo, SigningKey, StorePath, System, Target, Text, Timestamp, TrustedKeys,
-    VerifyError, digest, sign,
+    Action, AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, KeyName,
+    Machine, Order, Provenance, RollbackTo, SigningKey, StorePath, System, Target, Text, Timestamp,
+    TrustedKeys, VerifyError, digest, sign,
 };
 use uuid::Uuid;
 
@@ -15,7 +15,7 @@ use uuid::Uuid;
 pub(crate) const START_MS: u64 = 1_795_000_000_000;
 
 /// How many deployments come one after another; one schedule publishes some of them.
-pub(crate) const LENGTH: usize = 24;
+pub(crate) const LENGTH: usize = 44;
 
 /// What is special about a deployment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -38,6 +38,14 @@ pub(crate) enum Special {
     Twin(usize),
     /// It has the id of the one with this index and a higher order.
     SameId(usize),
+    /// It holds the machine.
+    Held,
+    /// It cancels the one with this index.
+    Cancels(usize),
+    /// It begins within ten minutes.
+    Spread,
+    /// It is not switched to, but this is done with it.
+    Action(Action),
 }
 
 /// A deployment as an agent gets it.
@@ -78,13 +86,18 @@ fn key(name: &str, seed: u8) -> SigningKey {
     SigningKey::from_seed(KeyName::new(name).unwrap(), &[seed; 32].into())
 }
 
+/// The id of the `n`th order at the machine.
+pub(crate) fn local_id(n: usize) -> DeploymentId {
+    DeploymentId::new(Uuid::from_u128(0x0197_0000 + n as u128))
+}
+
 fn id(n: usize) -> DeploymentId {
     DeploymentId::new(Uuid::from_u128(0x0196_0000 + n as u128))
 }
 
 fn special(n: usize) -> Special {
     match n {
-        3 | 14 => Special::Short,
+        3 | 14 | 22 | 23 | 26 | 32 | 35 | 40 | 42 => Special::Short,
         5 => Special::Before(4),
         7 => Special::Again(2),
         9 => Special::FarAhead,
@@ -94,6 +107,14 @@ fn special(n: usize) -> Special {
         17 => Special::Epoch,
         19 => Special::Before(18),
         21 => Special::Again(16),
+        24 | 27 | 33 | 36 | 41 => Special::Action(Action::Boot),
+        25 | 38 => Special::Cancels(n - 1),
+        28 => Special::Held,
+        29 | 39 => Special::Spread,
+        30 => Special::Action(Action::Test),
+        31 => Special::Action(Action::DryActivate),
+        34 => Special::Before(33),
+        37 => Special::Held,
         _ => Special::None,
     }
 }
@@ -109,6 +130,7 @@ fn parts(n: usize, machine: &Machine) -> DeploymentParts {
     };
     let mut goal = Goal::Closure(path(n % 6));
     let mut lives = 90 * 24 * hour;
+    let mut cancels = None;
     match special {
         Special::None => {}
         Special::Short => lives = hour,
@@ -119,15 +141,23 @@ fn parts(n: usize, machine: &Machine) -> DeploymentParts {
         Special::EpochNotAllowed => order.epoch = 7,
         Special::Twin(of) => order = parts(of, machine).order,
         Special::SameId(of) => order.id = id(of),
+        Special::Cancels(of) => cancels = Some(id(of)),
+        Special::Held | Special::Spread | Special::Action(_) => {}
+    }
+    let mut target = Target::new(goal);
+    match special {
+        Special::Spread => target.spread_ms = 600_000,
+        Special::Action(action) => target.action = action,
+        _ => {}
     }
     DeploymentParts {
         machine: machine.clone(),
         order,
         issued: Timestamp::from_ms(issued),
         expires: Timestamp::from_ms(issued + lives),
-        target: Target::new(goal),
-        held: false,
-        cancels: None,
+        target,
+        held: special == Special::Held,
+        cancels,
         provenance: Provenance::default(),
     }
 }

@@ -1,9 +1,11 @@
 //! One random schedule of events and faults, and the quiet time after it.
 
-use hoist_agent_core::Input;
-use hoist_protocol::{FetchProgress, Reason, State};
+use std::time::Duration;
 
-use crate::fleet::LENGTH;
+use hoist_agent_core::{Input, LocalOrder, LocalWhat};
+use hoist_protocol::{FetchProgress, Goal, Reason, State, Target, Text, Timestamp};
+
+use crate::fleet::{LENGTH, local_id, path};
 use crate::promises::Promises;
 use crate::rng::Rng;
 use crate::world::{After, Fate, World};
@@ -13,10 +15,10 @@ const STEPS: usize = 70;
 /// How often the interesting things happened.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Coverage {
-    counts: [usize; 12],
+    counts: [usize; 20],
 }
 
-const COUNTED: [&str; 12] = [
+const COUNTED: [&str; 20] = [
     "agent killed",
     "activator killed",
     "power cut",
@@ -29,6 +31,14 @@ const COUNTED: [&str; 12] = [
     "rejected",
     "expired",
     "superseded",
+    "cancelled",
+    "staged",
+    "dry activated",
+    "ended by a boot",
+    "held here",
+    "held from afar",
+    "ordered here",
+    "refused here",
 ];
 
 impl Coverage {
@@ -64,10 +74,11 @@ struct Schedule {
 pub(crate) fn run(seed: u64, tracing: bool) -> Result<Coverage, String> {
     let mut rng = Rng::new(seed);
     let crashes = [0, 1, 4, 12][rng.below(4)];
+    let first = rng.below(6);
     let mut schedule = Schedule {
         world: World::new(tracing),
         rng,
-        published: 0,
+        published: [0, 0, 12, 22, 26, 32][first],
         coverage: Coverage::default(),
         crashes,
     };
@@ -95,10 +106,16 @@ impl Schedule {
             (State::Rejected, "rejected"),
             (State::Expired, "expired"),
             (State::Superseded, "superseded"),
+            (State::Cancelled, "cancelled"),
+            (State::Staged, "staged"),
+            (State::DryActivated, "dry activated"),
         ] {
             for _ in 0..self.world.promises.count(state) {
                 self.coverage.count(what);
             }
+        }
+        for _ in 0..self.world.promises.booted {
+            self.coverage.count("ended by a boot");
         }
         Ok(())
     }
@@ -167,7 +184,16 @@ impl Schedule {
             self.input(Input::Connected)?;
             return self.deliver_retained();
         }
-        match self.rng.below(100) {
+        match self.rng.below(112) {
+            100..107 => return self.order_locally(),
+            107..110 => return self.settle_next(),
+            110 => self.world.facts_known = !self.world.facts_known,
+            111 => {
+                // Not in the middle of anything that a crash would not interrupt as well.
+                let chosen = self.rng.chance(25).then(|| path(self.rng.below(6)));
+                self.world.power_cut(chosen);
+                self.coverage.count("power cut");
+            }
             0..8 => {
                 self.publish();
                 if self.world.connected && self.rng.chance(80) {
@@ -207,10 +233,10 @@ impl Schedule {
                 }
             }
             37..58 => {
-                let fate = if self.rng.chance(15) {
-                    Fate::Fails
-                } else {
-                    Fate::Good
+                let fate = match self.rng.below(100) {
+                    0..15 => Fate::Fails,
+                    15..20 => Fate::NeedsBoot,
+                    _ => Fate::Good,
                 };
                 self.world.activator_step(fate);
             }
@@ -233,7 +259,8 @@ impl Schedule {
                 self.coverage.count("activator killed");
             }
             93 if self.crashes > 0 => {
-                self.world.power_cut();
+                let chosen = self.rng.chance(20).then(|| path(self.rng.below(6)));
+                self.world.power_cut(chosen);
                 self.coverage.count("power cut");
             }
             94 if self.crashes > 4 => {
@@ -243,7 +270,7 @@ impl Schedule {
                 }
             }
             95..97 => self.jump(),
-            97..99 => {
+            97..=98 => {
                 if let Some(tick) = self.world.tick() {
                     return self.input(tick);
                 }
@@ -251,6 +278,60 @@ impl Schedule {
             _ => return self.input_if_alive(Input::Refresh),
         }
         Ok(())
+    }
+
+    /// Somebody at the machine wants something.
+    fn order_locally(&mut self) -> Result<(), String> {
+        if self.world.agent.is_none() {
+            return Ok(());
+        }
+        let now = Timestamp::from_ms(self.world.now_ms);
+        let what = match self.rng.below(10) {
+            0..3 => LocalWhat::Hold {
+                until: (self.rng.chance(50)).then(|| now.plus(Duration::from_secs(600))),
+                reason: Text::default(),
+            },
+            3..6 => LocalWhat::Release,
+            6 | 7 => LocalWhat::Rollback(None),
+            _ => {
+                let goal = Goal::Closure(path(self.rng.below(8)));
+                LocalWhat::Activate(Box::new(Target::new(goal)))
+            }
+        };
+        let is_hold = matches!(what, LocalWhat::Hold { .. });
+        self.world.local_orders += 1;
+        let n = self.world.local_orders;
+        let before = self.world.promises.begun_locally();
+        let is_order = matches!(what, LocalWhat::Rollback(_) | LocalWhat::Activate(_));
+        self.input(Input::Local(LocalOrder {
+            request: 0,
+            id: local_id(n),
+            what,
+        }))?;
+        if is_hold {
+            self.coverage.count("held here");
+        }
+        if is_order {
+            let begun = self.world.promises.begun_locally() > before;
+            self.coverage.count(if begun {
+                "ordered here"
+            } else {
+                "refused here"
+            });
+        }
+        Ok(())
+    }
+
+    /// The time that the agent waits for comes.
+    fn settle_next(&mut self) -> Result<(), String> {
+        let held = self.world.status.as_ref().map(|status| status.state);
+        if held == Some(State::Held) {
+            self.coverage.count("held from afar");
+        }
+        match self.world.tick() {
+            Some(tick) => self.input(tick),
+            None => Ok(()),
+        }
     }
 
     fn input_if_alive(&mut self, input: Input) -> Result<(), String> {
@@ -288,7 +369,7 @@ impl Schedule {
             1 => world.synchronised = !world.synchronised,
             _ => world.now_ms += seconds * 1_000,
         }
-        world.uptime += std::time::Duration::from_secs(seconds);
+        world.uptime += Duration::from_secs(seconds);
         world.note(|| format!("the clock jumps by {seconds} s"));
     }
 
@@ -300,7 +381,14 @@ impl Schedule {
             self.input(started)?;
         }
         self.world.connected = true;
+        self.world.facts_known = true;
         self.input(Input::Connected)?;
+        self.world.local_orders += 1;
+        self.input(Input::Local(LocalOrder {
+            request: 0,
+            id: local_id(self.world.local_orders),
+            what: LocalWhat::Release,
+        }))?;
         for _ in 0..40 {
             self.deliver_retained()?;
             if let Some(fetched) = self.world.fetched(None) {

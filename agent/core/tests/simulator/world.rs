@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use hoist_agent_core::{
-    Agent, Effect, Facts, FetchFailure, FetchOrder, FoundJob, Input, JobEnd, JobOrder, JobPhase,
-    Ledger, Moment, Origin, Realised,
+    Agent, BootId, Config, Effect, Facts, FetchFailure, FetchOrder, FoundJob, Input, JobEnd,
+    JobOrder, JobPhase, Ledger, Moment, Origin, Realised, Told,
 };
 use hoist_protocol::{
-    DeploymentId, FetchProgress, History, Order, Reason, State, Status, StorePath, Target, Text,
-    Timestamp,
+    Action, DeploymentId, FetchProgress, History, Order, Reason, State, Status, StorePath, Target,
+    Text, Timestamp,
 };
 
 use crate::fleet::{Fleet, START_MS, fleet};
@@ -34,6 +34,8 @@ pub(crate) struct Job {
 pub(crate) enum Fate {
     Good,
     Fails,
+    /// The new system can only be booted into.
+    NeedsBoot,
 }
 
 pub(crate) struct World {
@@ -42,7 +44,15 @@ pub(crate) struct World {
     pub(crate) disk: Ledger,
     pub(crate) jobs: BTreeMap<DeploymentId, Job>,
     pub(crate) running: StorePath,
+    /// What the profile names and the boot loader boots.
     pub(crate) profile: StorePath,
+    pub(crate) booted: StorePath,
+    /// How often the machine was booted.
+    pub(crate) boots: usize,
+    /// Whether the agent can tell what runs.
+    pub(crate) facts_known: bool,
+    /// How many orders there were at the machine.
+    pub(crate) local_orders: usize,
     pub(crate) now_ms: u64,
     pub(crate) synchronised: bool,
     // The broker.
@@ -55,7 +65,7 @@ pub(crate) struct World {
     pub(crate) connected: bool,
     pub(crate) fetch: Option<FetchOrder>,
     pub(crate) reaching: Option<DeploymentId>,
-    pub(crate) unacknowledged: Vec<Vec<DeploymentId>>,
+    pub(crate) unacknowledged: Vec<Vec<Told>>,
     seen: BTreeMap<DeploymentId, JobPhase>,
     answers: VecDeque<Input>,
     pub(crate) promises: Promises,
@@ -80,6 +90,10 @@ impl World {
             jobs: BTreeMap::new(),
             running: fleet.original.clone(),
             profile: fleet.original.clone(),
+            booted: fleet.original.clone(),
+            boots: 1,
+            facts_known: true,
+            local_orders: 0,
             now_ms: START_MS + 60_000,
             synchronised: true,
             retained: None,
@@ -113,7 +127,10 @@ impl World {
             now: Timestamp::from_ms(self.now_ms),
             synchronised: self.synchronised,
             uptime: self.uptime,
-            facts: self.facts(),
+            facts: match self.facts_known {
+                true => self.facts(),
+                false => Facts::default(),
+            },
             warnings: Vec::new(),
         }
     }
@@ -122,6 +139,8 @@ impl World {
         Facts {
             current: Some(self.running.clone()),
             profile: Some(self.profile.clone()),
+            boot_default: Some(self.profile.clone()),
+            booted: Some(self.booted.clone()),
             ..Facts::default()
         }
     }
@@ -139,14 +158,20 @@ impl World {
         self.promises.reached = None;
     }
 
-    /// Everything stops; a NixOS machine boots what its profile names.
-    pub(crate) fn power_cut(&mut self) {
-        self.note(|| "power cut".to_owned());
+    pub(crate) fn boot_id(&self) -> BootId {
+        Text::lossy(&format!("boot-{}", self.boots))
+    }
+
+    /// Everything stops; a NixOS machine boots what its profile names, or what somebody chose instead.
+    pub(crate) fn power_cut(&mut self, chosen: Option<StorePath>) {
+        self.note(|| format!("power cut, {chosen:?} is chosen"));
         self.crash();
         for job in self.jobs.values_mut() {
             job.alive = false;
         }
-        self.running = self.profile.clone();
+        self.running = chosen.unwrap_or_else(|| self.profile.clone());
+        self.booted = self.running.clone();
+        self.boots += 1;
     }
 
     /// The ledger was damaged and set aside: what it promised is gone, the jobs are not.
@@ -166,7 +191,11 @@ impl World {
             ledger, self.disk,
             "the ledger changed on its way to disk and back"
         );
-        self.agent = Some(Agent::new(self.fleet.config.clone(), ledger));
+        let config = Config {
+            boot_id: self.boot_id(),
+            ..self.fleet.config.clone()
+        };
+        self.agent = Some(Agent::new(config, ledger));
         let phases = self
             .jobs
             .iter()
@@ -195,8 +224,8 @@ impl World {
         self.answers.push_back(input);
         while let Some(input) = self.answers.pop_front() {
             self.note(|| format!("input {}", brief(&input)));
-            if let Input::Delivered(ids) = &input {
-                self.promises.acknowledged.extend(ids);
+            if let Input::Delivered(told) = &input {
+                self.promises.acknowledged.extend(told.iter().copied());
             }
             let Some(agent) = &mut self.agent else {
                 return Ok(());
@@ -237,6 +266,7 @@ impl World {
                 if self.disk.current.as_ref().map(|task| task.order.id) != Some(order.id) {
                     return Err(format!("fetches {} before it is in the ledger", order.id));
                 }
+                Promises::begin(self, order.id)?;
                 self.fetch = Some(*order);
             }
             Effect::CancelFetch(id) => {
@@ -266,7 +296,7 @@ impl World {
                     return Err(format!("forgets {id}, which is not at its end"));
                 }
             }
-            Effect::Answer { .. } => {}
+            Effect::Answer { result, .. } => Promises::answer(self, result)?,
             Effect::Report(status) => {
                 Promises::report(self, &status)?;
                 if self.connected {
@@ -313,6 +343,7 @@ impl World {
             profile_before: self.profile.clone(),
         };
         self.jobs.insert(id, job);
+        self.promises.activated.insert(id);
         Ok(())
     }
 
@@ -351,11 +382,27 @@ impl World {
             return;
         };
         let mut end = None;
+        let boot_id: BootId = Text::lossy(&format!("boot-{}", self.boots));
+        let action = job.target.action;
+        let stages = action == Action::Boot || fate == Fate::NeedsBoot && action == Action::Switch;
         let next = match (job.phase, fate) {
             (None, _) => JobPhase::Activating,
+            (Some(JobPhase::Activating), _) if action == Action::DryActivate => {
+                end = Some((State::DryActivated, None));
+                JobPhase::Activating
+            }
+            (Some(JobPhase::Activating), Fate::Good | Fate::NeedsBoot) if stages => {
+                self.profile = job.path.clone();
+                end = Some((State::Staged, None));
+                JobPhase::Committing
+            }
+            (Some(JobPhase::Activating | JobPhase::Checking), Fate::NeedsBoot) => return,
             (Some(JobPhase::Activating), Fate::Good) => {
                 self.running = job.path.clone();
                 JobPhase::Checking
+            }
+            (Some(JobPhase::Checking), Fate::Good) if job.origin == Origin::Local => {
+                JobPhase::Committing
             }
             (Some(JobPhase::Checking), Fate::Good) => JobPhase::Confirming,
             (Some(JobPhase::Checking), Fate::Fails) => JobPhase::RollingBack,
@@ -364,11 +411,13 @@ impl World {
                 JobPhase::RollingBack
             }
             (Some(JobPhase::Confirming), _) if job.confirmed => JobPhase::Committing,
-            (Some(JobPhase::Confirming), Fate::Good) => return,
+            (Some(JobPhase::Confirming), Fate::Good | Fate::NeedsBoot) => return,
             (Some(JobPhase::Confirming), Fate::Fails) => JobPhase::RollingBack,
             (Some(JobPhase::Committing), _) => {
                 self.running = job.path.clone();
-                self.profile = job.path.clone();
+                if action != Action::Test {
+                    self.profile = job.path.clone();
+                }
                 end = Some((State::Succeeded, None));
                 JobPhase::Committing
             }
@@ -387,7 +436,7 @@ impl World {
                 reason,
                 message: Text::default(),
                 kind: None,
-                boot_id: None,
+                boot_id: Some(boot_id),
                 previous: Some(job.previous.clone()),
                 log_lines: 3,
                 log_tail: vec![Text::lossy("a line")],
@@ -456,6 +505,9 @@ impl World {
     /// The tick that the agent asked for.
     pub(crate) fn tick(&mut self) -> Option<Input> {
         let at = self.agent.as_ref()?.wake_at()?;
+        // The clock on the wall moves with the other one.
+        let passed = at.saturating_sub(self.uptime);
+        self.now_ms += u64::try_from(passed.as_millis()).unwrap();
         self.uptime = self.uptime.max(at);
         Some(Input::Tick)
     }

@@ -3,7 +3,7 @@
 use bytes::BytesMut;
 use hoist_certs::Role;
 use hoist_certs::authority::{Authority, Issued, days};
-use hoist_protocol::{AgentName, FleetName, KeyName, Machine, SigningKey, TrustedKeys};
+use hoist_protocol::{AgentName, FleetName, KeyName, Machine, SigningKey, State, TrustedKeys};
 use rumqttc::tokio_rustls::{TlsAcceptor, server::TlsStream};
 use rumqttc::{
     ConnAck, Connect, ConnectReturnCode, Packet, PubAck, Publish, QoS, SubAck, SubscribeReasonCode,
@@ -152,11 +152,18 @@ fn id() -> DeploymentId {
     DeploymentId::new(Uuid::from_u128(5))
 }
 
+fn told() -> Told {
+    Told {
+        id: id(),
+        state: State::Succeeded,
+    }
+}
+
 fn outcome() -> Payload {
     Payload {
         channel: Channel::History,
         bytes: b"{}".to_vec(),
-        receipt: Receipt::Outcomes(vec![id()]),
+        receipt: Receipt::Outcomes(vec![told()]),
     }
 }
 
@@ -239,8 +246,8 @@ async fn an_outcome_counts_as_told_only_when_it_is_acknowledged() {
     loop {
         match broker.next().await {
             BrokerEvent::Connected => broker.publish(outcome()),
-            BrokerEvent::Delivered(ids) => {
-                assert_eq!(ids, [id()]);
+            BrokerEvent::Delivered(outcomes) => {
+                assert_eq!(outcomes, [told()]);
                 break;
             }
             other => panic!("{other:?}"),
