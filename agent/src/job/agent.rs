@@ -75,13 +75,17 @@ fn own_cgroup() -> io::Result<Option<String>> {
 
 /// The service that a process with this control group belongs to, and whether a user's manager runs it.
 fn unit_of_cgroup(text: &str) -> Option<(UnitName, bool)> {
-    // The one of the unified hierarchy, or of systemd's own in the old one.
-    let path = text.lines().find_map(|line| {
+    // The one of the unified hierarchy, or of systemd's own in the old one. Where both are mounted, a container's
+    // systemd uses one of them alone, and all its processes lie at the other's root.
+    let mut paths = text.lines().filter_map(|line| {
         line.strip_prefix("0::")
             .or_else(|| line.split_once(":name=systemd:").map(|(_, path)| path))
+    });
+    let (mut parts, unit) = paths.find_map(|path| {
+        let mut parts = path.split('/').rev().map(unescaped);
+        let unit = parts.find(|part| part.ends_with(".service"))?;
+        Some((parts, unit))
     })?;
-    let mut parts = path.split('/').rev().map(unescaped);
-    let unit = parts.find(|part| part.ends_with(".service"))?;
     let user = parts.any(|part| part.starts_with("user@") && part.ends_with(".service"));
     // A login session's own manager is no service of anybody's.
     if unit.starts_with("user@") {
@@ -110,6 +114,10 @@ mod tests {
         );
         assert_eq!(
             of("12:pids:/x\n1:name=systemd:/system.slice/hoist-agent.service\n"),
+            service
+        );
+        assert_eq!(
+            of("9:name=systemd:/\n0::/system.slice/hoist-agent.service\n"),
             service
         );
         assert_eq!(

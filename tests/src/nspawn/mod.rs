@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_protocol::{AgentName, StorePath};
 use rustix::process::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::machine::{Deployable, Gate, SYSTEM_PROFILE, generations, profile};
 use crate::process::{self, Finished};
@@ -327,6 +327,15 @@ impl Booted {
         }
     }
 
+    /// Writes a file in it.
+    ///
+    /// # Errors
+    /// When it is off, or the file cannot be written.
+    pub fn write(&self, path: &str, text: &str) -> Result<()> {
+        let root = format!("/proc/{}/root", self.leader()?.as_raw_nonzero());
+        fs::write(root.clone() + path, text).with_context(|| format!("cannot write {path}"))
+    }
+
     /// Its boot id; another after every boot.
     ///
     /// # Errors
@@ -485,19 +494,22 @@ impl Booted {
             .lines()
             .find_map(|line| line.strip_prefix("default "))
             .context("loader.conf names no default")?;
-        let text = fs::read_to_string(loader.join("entries").join(entry))?;
-        let init = text
-            .split_whitespace()
-            .find_map(|word| word.strip_prefix("init="))
-            .with_context(|| format!("{entry} starts no init"))?;
-        let system = init.strip_suffix("/init").context("an init of a system")?;
-        Ok(Some(StorePath::new(system)?))
+        Ok(Some(started_by(&loader.join("entries").join(entry))?))
     }
 
-    /// The settings of `services.hoist-agent` that its systems have.
-    #[must_use]
-    pub const fn settings(&self) -> &Value {
-        &self.agent.settings
+    /// Somebody will choose `system` in the menu of the next boot.
+    ///
+    /// # Errors
+    /// When the boot loader has no entry for it.
+    pub fn choose_at_boot(&self, system: &StorePath) -> Result<()> {
+        let loader = self.host_path("/boot/loader");
+        for entry in loader.join("entries").read_dir_utf8()? {
+            let entry = entry?;
+            if started_by(entry.path())? == *system {
+                return Ok(fs::write(loader.join("chosen"), entry.file_name())?);
+            }
+        }
+        bail!("the boot menu of {} has no {system}", self.name)
     }
 }
 
@@ -532,4 +544,15 @@ fn stripped(world: &World) -> Result<Utf8PathBuf> {
         process::run("strip", command, world.site().logs())?.success()?;
     }
     Ok(path)
+}
+
+/// The system that an entry of the boot loader starts.
+fn started_by(entry: &Utf8Path) -> Result<StorePath> {
+    let text = fs::read_to_string(entry)?;
+    let init = text
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("init="))
+        .with_context(|| format!("{entry} starts no init"))?;
+    let system = init.strip_suffix("/init").context("an init of a system")?;
+    Ok(StorePath::new(system)?)
 }

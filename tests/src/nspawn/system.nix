@@ -33,17 +33,24 @@ let
       toJSON value;
   toml = values: concatStringsSep "" (map (key: "${toJSON key} = ${tomlValue values.${key}}\n") (attrNames values));
 
+  # Where a machine has the programs of a package; see `tests/root.sh`.
   pkgs = stub.pkgs // {
+    coreutils = "/packages/coreutils";
+    util-linux = "/packages/util-linux";
     formats.toml = _: {
       type = "toml";
       generate = name: values: builtins.toFile name (toml values);
     };
   };
+  around = {
+    nix.package = "/packages/nix-bin";
+    systemd.package = "/packages/systemd";
+  };
   agentModule = import (repository + "/nix/modules/agent.nix") { self.packages = { }; };
-  agentService = (stub.evaluateWith pkgs agentModule "hoist-agent" (parameters.agent.settings // {
+  agentConfig = stub.evaluateConfig pkgs around agentModule "hoist-agent" (parameters.agent.settings // {
     enable = true;
     package = agentPackage;
-  })).systemd.services.hoist-agent;
+  });
 
   # What NixOS's modules write for a service: nixpkgs, nixos/lib/systemd-lib.nix, `serviceToUnit`.
   value = v: if isBool v then (if v then "true" else "false") else toString v;
@@ -63,23 +70,20 @@ let
   };
   known = [ "wantedBy" "path" "environment" "unitConfig" "serviceConfig" "restartIfChanged" "stopIfChanged" "reloadIfChanged" ]
     ++ attrNames unitKeys;
-  # The stub names packages by words such as `/nix`; `/packages` of a machine has their programs.
-  packages = {
-    "/nix" = "nix-bin";
-    "/systemd" = "systemd";
-    "/coreutils" = "coreutils";
-    "/util-linux" = "util-linux";
-  };
-  package = path: "/packages/${packages.${toString path} or (throw "${toString path}: which package of Debian is it?")}";
-  searchPath = service: concatStringsSep ":" (map (folder: "${folder}/bin") (
-    map package (service.path or [ ])
+  searchPath = service: concatStringsSep ":" (map (package: "${package}/bin") (
+    map toString (service.path or [ ])
     # Every service of NixOS has these.
     ++ map (name: "/packages/${name}") [ "coreutils" "findutils" "grep" "sed" "systemd" ]
   ));
-  unit = name: service:
+  head = unit:
+    let heads = builtins.filter (key: unit ? ${key}) (attrNames unitKeys);
+    in
+    "[Unit]\n"
+    + section (builtins.listToAttrs (map (key: { name = unitKeys.${key}; value = unit.${key}; }) heads))
+    + section (unit.unitConfig or { });
+  service = name: service:
     let
       unknown = attrNames (removeAttrs service known);
-      heads = builtins.filter (key: service ? ${key}) (attrNames unitKeys);
       environment = { PATH = searchPath service; } // (service.environment or { });
       flag = key: setting: if service ? ${key} && service.${key} == setting then "X-${
         { restartIfChanged = "RestartIfChanged"; stopIfChanged = "StopIfChanged"; reloadIfChanged = "ReloadIfChanged"; }.${key}
@@ -88,9 +92,7 @@ let
     if unknown != [ ] then
       throw "${name}: what does NixOS write for ${concatStringsSep ", " unknown}?"
     else
-      "[Unit]\n"
-      + section (builtins.listToAttrs (map (key: { name = unitKeys.${key}; value = service.${key}; }) heads))
-      + section (service.unitConfig or { })
+      head service
       + "\n[Service]\n"
       + concatStringsSep "" (map (key: "Environment=${toJSON "${key}=${value environment.${key}}"}\n") (attrNames environment))
       + flag "reloadIfChanged" true
@@ -98,13 +100,24 @@ let
       + flag "stopIfChanged" false
       + section service.serviceConfig;
 
-  agentUnits = if parameters.agent == null then { } else {
-    "hoist-agent.service" = {
-      text = unit "hoist-agent" agentService;
-      wantedBy = agentService.wantedBy or [ ];
-    };
-  };
-  units = agentUnits // parameters.units;
+  unitsOf = config:
+    let
+      named = suffix: text: units: builtins.listToAttrs (map (name: {
+        name = "${name}.${suffix}";
+        value = {
+          text = text name units.${name};
+          wantedBy = units.${name}.wantedBy or [ ];
+        };
+      }) (attrNames units));
+      path = _name: unit: head unit + "\n[Path]\n" + section unit.pathConfig;
+    in
+    named "service" service config.services
+    // named "path" path (config.paths or { })
+    // (
+      let others = attrNames (removeAttrs config [ "services" "paths" ]);
+      in if others == [ ] then { } else throw "what does NixOS write for systemd.${concatStringsSep ", " others}?"
+    );
+  units = (if parameters.agent == null then { } else unitsOf agentConfig.systemd) // parameters.units;
 
   installUnit = name: ''
     printf '%s' ${quote units.${name}.text} > $out/${name}

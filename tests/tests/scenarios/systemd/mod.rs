@@ -1,3 +1,8 @@
 //! Machines that boot: real systemd, Nix 2.26, the agent as the unit that the NixOS module makes.
 
+mod agent;
+mod fetching;
+mod power;
+mod reboots;
 mod service;
+mod units;

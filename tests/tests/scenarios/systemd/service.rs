@@ -1,8 +1,10 @@
 //! The agent as a service of systemd.
 
+use anyhow::Result;
 use hoist_protocol::State;
 use hoist_tests::machine::SYSTEM_PROFILE;
-use hoist_tests::nspawn::{Booted, booted_scenario};
+use hoist_tests::nspawn::{AGENT, Booted, booted_scenario};
+use hoist_tests::wait;
 
 #[test]
 fn a_booted_machine_runs_what_was_deployed_and_boots_it_next_time() {
@@ -23,7 +25,9 @@ fn a_booted_machine_runs_what_was_deployed_and_boots_it_next_time() {
         let status = world.watch().wait_end(machine.name(), State::Succeeded)?;
         assert_eq!(status.previous_path, Some(v0));
 
+        let boot = machine.boot_id()?;
         machine.reboot()?;
+        assert_ne!(machine.boot_id()?, boot);
         assert_eq!(machine.booted_system()?.as_ref(), Some(&v1));
         assert_eq!(machine.property("web.service", "Environment")?, "VERSION=1");
         assert_eq!(
@@ -32,4 +36,93 @@ fn a_booted_machine_runs_what_was_deployed_and_boots_it_next_time() {
         );
         Ok(())
     });
+}
+
+#[test]
+fn two_booted_machines_are_deployed_at_once() {
+    booted_scenario(|world| {
+        let mut machines = [
+            Booted::install(world, "web-1")?,
+            Booted::install(world, "web-2")?,
+        ];
+        for machine in &mut machines {
+            machine.boot()?;
+        }
+        for machine in &mut machines {
+            machine.wait_up()?;
+            machine.wait_online(world)?;
+        }
+        let [one, two] = &machines;
+        let paths = [
+            one.push(world, &one.system("1"))?,
+            two.push(world, &two.system("1"))?,
+        ];
+        let spec = world.spec(&[(one.name(), &paths[0]), (two.name(), &paths[1])], None)?;
+        world.hoist(&["deploy", spec.as_str()])?.expect_code(0)?;
+        for (machine, path) in machines.iter().zip(&paths) {
+            assert_eq!(machine.current_system()?.as_ref(), Some(path));
+            assert_eq!(machine.boot_default()?.as_ref(), Some(path));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn the_service_is_ready_before_it_is_connected_keeps_its_secrets_and_is_revived_when_it_hangs() {
+    booted_scenario(|world| {
+        let mut machine = Booted::install_with(world, "web-1", |system| system.without_network())?;
+        machine.boot()?;
+        // All of the boot is done only when the agent has said that it is ready.
+        machine.wait_up()?;
+        assert_eq!(machine.property(AGENT, "ActiveState")?, "active");
+        assert_eq!(machine.property(AGENT, "Type")?, "notify");
+        assert_eq!(world.watch().presence(machine.name())?, None);
+        machine.restore_network()?;
+        machine.wait_online(world)?;
+
+        secrets_stay(&machine)?;
+        world.check_logs()?;
+        watchdog(&mut machine)?;
+        machine.wait_online(world)
+    });
+}
+
+/// The key reaches the agent as a credential, which nobody else can read.
+fn secrets_stay(machine: &Booted) -> Result<()> {
+    let key = format!("/run/credentials/{AGENT}/key");
+    // Not printed: what a program prints is kept, and searched for secrets.
+    let read = ["grep", "--quiet", "PRIVATE KEY", &key];
+    machine.run(read[0], &read[1..])?.expect_code(0)?;
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    let denied = machine.run("setpriv", &[&nobody[..], &read[..]].concat())?;
+    denied.expect_code(2)?;
+    let everything = machine.run("systemctl", &["show", AGENT])?.success()?;
+    assert!(!everything.contains("PRIVATE KEY"));
+    let mode = machine
+        .run("stat", &["--format=%a", "/var/lib/hoist-agent"])?
+        .success()?;
+    assert_eq!(mode.trim(), "700");
+    Ok(())
+}
+
+/// systemd kills an agent that hangs, and starts another.
+fn watchdog(machine: &mut Booted) -> Result<()> {
+    assert_ne!(machine.property(AGENT, "WatchdogUSec")?, "0");
+    // The module's limit is a matter of minutes.
+    let shorter = format!(
+        "mkdir -p /run/systemd/system/{AGENT}.d && \
+         printf '[Service]\\nWatchdogSec=3\\n' > /run/systemd/system/{AGENT}.d/watchdog.conf && \
+         systemctl daemon-reload && systemctl restart {AGENT}"
+    );
+    machine.run("sh", &["-euc", &shorter])?.success()?;
+    let hanging = machine.property(AGENT, "MainPID")?;
+    let stop = ["kill", "--signal=STOP", "--kill-whom=main", AGENT];
+    machine.run("systemctl", &stop)?.success()?;
+    wait::until_true("systemd has started another agent", || {
+        Ok(machine.property(AGENT, "NRestarts")? == "1"
+            && machine.property(AGENT, "ActiveState")? == "active")
+    })?;
+    assert_ne!(machine.property(AGENT, "MainPID")?, hanging);
+    assert!(machine.journal()?.contains("Watchdog timeout"));
+    Ok(())
 }
