@@ -3,7 +3,7 @@
 use anyhow::Result;
 use hoist_protocol::State;
 use hoist_tests::machine::SYSTEM_PROFILE;
-use hoist_tests::nspawn::{AGENT, Booted, booted_scenario};
+use hoist_tests::nspawn::{AGENT, Booted, BootedSystem, booted_scenario};
 use hoist_tests::wait;
 
 #[test]
@@ -70,7 +70,7 @@ fn two_booted_machines_are_deployed_at_once() {
 #[test]
 fn the_service_is_ready_before_it_is_connected_keeps_its_secrets_and_is_revived_when_it_hangs() {
     booted_scenario(|world| {
-        let mut machine = Booted::install_with(world, "web-1", |system| system.without_network())?;
+        let mut machine = Booted::install_with(world, "web-1", BootedSystem::without_network)?;
         machine.boot()?;
         // All of the boot is done only when the agent has said that it is ready.
         machine.wait_up()?;
