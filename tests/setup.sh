@@ -28,6 +28,8 @@ need nix-store nix-bin
 need mosquitto mosquitto
 need mosquitto_pub mosquitto-clients
 need mosquitto_sub mosquitto-clients
+# The clock of a test machine is set by it.
+need faketime faketime
 need unshare util-linux
 need setpriv util-linux
 need mount mount

@@ -21,6 +21,11 @@ experimental-features = nix-command
 warn-dirty = false
 ";
 
+/// Each of several closures, as `closures.nix` makes one.
+const ALL: &str = "{ specs }:
+map (spec: import ./closures.nix { inherit spec; }) (builtins.fromJSON specs)
+";
+
 /// A machine that builds and pushes.
 pub struct Builder {
     namespace: Namespace,
@@ -87,16 +92,52 @@ impl Builder {
         Ok(StorePath::new(path.trim())?)
     }
 
+    /// Builds all `closures` at once; their paths come in the same order.
+    ///
+    /// # Errors
+    /// When Nix fails.
+    pub fn build_all(&self, closures: &[Closure]) -> Result<Vec<StorePath>> {
+        fs::write(
+            self.namespace.dir().join("closures.nix"),
+            include_str!("closures.nix"),
+        )?;
+        fs::write(self.namespace.dir().join("all.nix"), ALL)?;
+        let specs = closures
+            .iter()
+            .map(serde_json::to_string)
+            .collect::<Result<Vec<_>, _>>()?;
+        let specs = serde_json::to_string(&specs)?;
+        let args = ["--no-out-link", "all.nix", "--argstr", "specs", &specs];
+        let paths = self
+            .run("nix-build", &args)?
+            .success()
+            .context("nix-build failed")?;
+        Ok(paths
+            .lines()
+            .map(|path| StorePath::new(path.trim()))
+            .collect::<Result<_, _>>()?)
+    }
+
     /// Copies `path` and all it needs into `cache`, signed with its key.
     ///
     /// # Errors
     /// When Nix fails.
     pub fn push(&self, path: &StorePath, cache: &Cache) -> Result<()> {
+        self.push_all(std::slice::from_ref(path), cache)
+    }
+
+    /// The same for several paths at once.
+    ///
+    /// # Errors
+    /// When Nix fails.
+    pub fn push_all(&self, paths: &[StorePath], cache: &Cache) -> Result<()> {
         let to = format!(
             "file://{}?compression=none&secret-key={}",
             cache.folder, cache.secret
         );
-        self.run("nix", &["copy", "--to", &to, path.as_str()])?
+        let paths = paths.iter().map(StorePath::as_str);
+        let args: Vec<&str> = ["copy", "--to", &to].into_iter().chain(paths).collect();
+        self.run("nix", &args)?
             .success()
             .context("nix copy failed")?;
         Ok(())
@@ -152,6 +193,19 @@ impl Cache {
             secret,
             public,
             server,
+        })
+    }
+
+    /// The same files at another address, which misbehaves on its own.
+    ///
+    /// # Errors
+    /// When no port can be had.
+    pub fn mirror(&self) -> Result<Self> {
+        Ok(Self {
+            folder: self.folder.clone(),
+            secret: self.secret.clone(),
+            public: self.public.clone(),
+            server: CacheServer::start(&self.folder)?,
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
@@ -128,7 +129,7 @@ impl Client {
             command.args(["-t", filter]);
         }
         let process = Process::start(&format!("sub-{}", self.id), command, &self.logs)?;
-        Ok(Subscription { process })
+        Ok(Subscription::new(process))
     }
 
     /// Subscribes to `filters` like [`Client::subscribe`], and again whenever the connection was lost:
@@ -146,7 +147,7 @@ impl Client {
         }
         command.arg(client.get_program()).args(client.get_args());
         let process = Process::start(&format!("sub-{}", self.id), command, &self.logs)?;
-        Ok(Subscription { process })
+        Ok(Subscription::new(process))
     }
 
     /// The retained payload of `topic` as the broker has it now, in bytes; none when nothing comes within 1 s.
@@ -192,6 +193,14 @@ impl Client {
 /// A `mosquitto_sub` that runs.
 pub struct Subscription {
     process: Process,
+    received: Mutex<Received>,
+}
+
+/// What was read of a subscription's output so far: whole lines, each of them once.
+#[derive(Default)]
+struct Received {
+    bytes: u64,
+    messages: Vec<Message>,
 }
 
 /// One message as it was delivered.
@@ -206,28 +215,65 @@ pub struct Message {
 }
 
 impl Subscription {
+    fn new(process: Process) -> Self {
+        Self {
+            process,
+            received: Mutex::default(),
+        }
+    }
+
     /// Everything that has come, in order.
     ///
     /// # Errors
     /// When the output of `mosquitto_sub` cannot be read.
     pub fn messages(&self) -> Result<Vec<Message>> {
-        let text = self.process.stdout()?;
-        let complete = text.rsplit_once('\n').map_or("", |(lines, _)| lines);
-        let message = |line: &str| {
-            let mut parts = line.splitn(3, ' ');
-            Some(Message {
-                retained: parts.next()? == "1",
-                topic: parts.next()?.to_owned(),
-                payload: parts.next().unwrap_or_default().to_owned(),
-            })
-        };
-        Ok(complete.lines().filter_map(message).collect())
+        self.look(<[Message]>::to_vec)
+    }
+
+    /// The payloads of `topic`, in order.
+    fn payloads(&self, topic: &str) -> Result<Vec<String>> {
+        self.look(|messages| {
+            let messages = messages.iter().filter(|message| message.topic == topic);
+            messages.map(|message| message.payload.clone()).collect()
+        })
+    }
+
+    /// The newest payload of `topic`.
+    fn newest(&self, topic: &str) -> Result<Option<String>> {
+        self.look(|messages| {
+            let message = messages.iter().rfind(|message| message.topic == topic);
+            message.map(|message| message.payload.clone())
+        })
+    }
+
+    /// Looks at everything that has come.
+    fn look<T>(&self, look: impl FnOnce(&[Message]) -> T) -> Result<T> {
+        let mut received = self.received.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.process.stdout_after(received.bytes)?;
+        let whole = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |end| end + 1);
+        let lines = String::from_utf8_lossy(&bytes[..whole]);
+        received.messages.extend(lines.lines().filter_map(message));
+        received.bytes += u64::try_from(whole)?;
+        Ok(look(&received.messages))
     }
 
     /// The process.
     pub const fn process(&mut self) -> &mut Process {
         &mut self.process
     }
+}
+
+/// A message from its line, as [`FORMAT`] has it.
+fn message(line: &str) -> Option<Message> {
+    let mut parts = line.splitn(3, ' ');
+    Some(Message {
+        retained: parts.next()? == "1",
+        topic: parts.next()?.to_owned(),
+        payload: parts.next().unwrap_or_default().to_owned(),
+    })
 }
 
 /// What a fleet says of itself, watched by a foreign client.
@@ -256,13 +302,11 @@ impl Watch {
     }
 
     fn payloads(&self, agent: &AgentName, channel: &str) -> Result<Vec<String>> {
-        let topic = self.topic(agent, channel);
-        let messages = self.subscription.messages()?;
-        Ok(messages
-            .into_iter()
-            .filter(|m| m.topic == topic)
-            .map(|m| m.payload)
-            .collect())
+        self.subscription.payloads(&self.topic(agent, channel))
+    }
+
+    fn newest(&self, agent: &AgentName, channel: &str) -> Result<Option<String>> {
+        self.subscription.newest(&self.topic(agent, channel))
     }
 
     fn machine(&self, agent: &AgentName) -> Result<Machine> {
@@ -275,11 +319,10 @@ impl Watch {
     /// When one is not valid.
     pub fn statuses(&self, agent: &AgentName) -> Result<Vec<Status>> {
         let machine = self.machine(agent)?;
-        let parse = |text: &String| {
-            Status::from_json(text.as_bytes(), &machine)
-                .with_context(|| format!("a status: {text}"))
-        };
-        self.payloads(agent, "status")?.iter().map(parse).collect()
+        self.payloads(agent, "status")?
+            .iter()
+            .map(|text| status(text, &machine))
+            .collect()
     }
 
     /// The newest status; none before the first.
@@ -287,7 +330,10 @@ impl Watch {
     /// # Errors
     /// When it is not valid.
     pub fn status(&self, agent: &AgentName) -> Result<Option<Status>> {
-        Ok(self.statuses(agent)?.pop())
+        match self.newest(agent, "status")? {
+            Some(text) => Ok(Some(status(&text, &self.machine(agent)?)?)),
+            None => Ok(None),
+        }
     }
 
     /// Every state that the machine went through with the deployment `id`, repeats left out.
@@ -295,12 +341,16 @@ impl Watch {
     /// # Errors
     /// When a status is not valid.
     pub fn states(&self, agent: &AgentName, id: DeploymentId) -> Result<Vec<State>> {
-        let statuses = self.statuses(agent)?;
-        let mut states: Vec<State> = statuses
-            .into_iter()
-            .filter(|status| status.id == Some(id))
-            .map(|s| s.state)
-            .collect();
+        let machine = self.machine(agent)?;
+        let word = id.to_string();
+        let mut states = Vec::new();
+        for text in self.payloads(agent, "status")? {
+            // Most are of others, and a status takes its time to be read.
+            if text.contains(&word) {
+                let status = status(&text, &machine)?;
+                states.extend((status.id == Some(id)).then_some(status.state));
+            }
+        }
         states.dedup();
         Ok(states)
     }
@@ -310,7 +360,7 @@ impl Watch {
     /// # Errors
     /// When the output of `mosquitto_sub` cannot be read.
     pub fn presence(&self, agent: &AgentName) -> Result<Option<String>> {
-        Ok(self.payloads(agent, "presence")?.pop())
+        self.newest(agent, "presence")
     }
 
     /// The newest history; none before the first.
@@ -319,7 +369,7 @@ impl Watch {
     /// When it is not valid.
     pub fn history(&self, agent: &AgentName) -> Result<Option<History>> {
         let machine = self.machine(agent)?;
-        match self.payloads(agent, "history")?.pop() {
+        match self.newest(agent, "history")? {
             Some(text) => Ok(Some(History::from_json(text.as_bytes(), &machine)?)),
             None => Ok(None),
         }
@@ -384,4 +434,8 @@ impl Watch {
             Ok(self.presence(agent)?.as_deref() == Some(expected))
         })
     }
+}
+
+fn status(text: &str, machine: &Machine) -> Result<Status> {
+    Status::from_json(text.as_bytes(), machine).with_context(|| format!("a status: {text}"))
 }

@@ -10,7 +10,7 @@ use hoist_protocol::{AgentName, StorePath};
 use rustix::process::{Pid, Signal};
 
 use crate::closure::{NETWORK_CUT, NETWORK_STALLED};
-use crate::namespace::Namespace;
+use crate::namespace::{self, Namespace};
 use crate::process::{self, Finished, Process};
 use crate::programs::Programs;
 use crate::proxy::Proxy;
@@ -81,6 +81,7 @@ pub struct Machine {
     logs: Utf8PathBuf,
     config: Utf8PathBuf,
     agent: Option<Process>,
+    environment: Vec<(String, String)>,
 }
 
 impl Machine {
@@ -115,6 +116,7 @@ impl Machine {
             logs: logs.to_owned(),
             config,
             agent: None,
+            environment: Vec::new(),
         })
     }
 
@@ -134,6 +136,17 @@ impl Machine {
     #[must_use]
     pub fn config(&self) -> &Utf8Path {
         &self.config
+    }
+
+    /// The folder of its agent's ledger and jobs.
+    #[must_use]
+    pub fn state(&self) -> Utf8PathBuf {
+        self.dir().join("state")
+    }
+
+    /// Gives its agent this environment variable too, from its next start on.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Its network.
@@ -169,7 +182,9 @@ impl Machine {
             bail!("the agent of {} runs already", self.name);
         }
         let mut command = self.command(self.program.as_str());
-        command.args(["run", "--config", self.config.as_str()]);
+        command
+            .args(["run", "--config", self.config.as_str()])
+            .envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.agent = Some(Process::start(
             &format!("agent-{}", self.name),
             command,
@@ -202,6 +217,16 @@ impl Machine {
     /// When it cannot be killed.
     pub fn kill_agent(&mut self) -> Result<()> {
         self.agent()?.kill()
+    }
+
+    /// Every process that runs on it now; those that have ended and wait to be collected do not count.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read.
+    pub fn processes(&self) -> Result<Vec<Pid>> {
+        let mut processes = self.namespace.processes()?;
+        processes.retain(|pid| !namespace::is_zombie(*pid));
+        Ok(processes)
     }
 
     /// The activators that run now.

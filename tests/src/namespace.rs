@@ -157,7 +157,7 @@ impl Namespace {
 }
 
 /// Whether only its exit code is left of a process: it waits to be collected by its parent.
-fn is_zombie(pid: Pid) -> bool {
+pub(crate) fn is_zombie(pid: Pid) -> bool {
     fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
         .ok()
         .and_then(|stat| Some(stat.rsplit_once(") ")?.1.starts_with('Z')))

@@ -51,11 +51,16 @@ impl Log {
     }
 
     fn read(&self) -> Result<String> {
+        Ok(String::from_utf8_lossy(&self.read_after(0)?).into_owned())
+    }
+
+    /// What comes after the first `skipped` bytes.
+    fn read_after(&self, skipped: u64) -> Result<Vec<u8>> {
         let mut file = File::open(&self.path)?;
-        file.seek(SeekFrom::Start(self.from))?;
+        file.seek(SeekFrom::Start(self.from + skipped))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        Ok(bytes)
     }
 }
 
@@ -109,6 +114,14 @@ impl Process {
     /// When the log cannot be read.
     pub fn stdout(&self) -> Result<String> {
         self.out.read()
+    }
+
+    /// What this start has written to its standard output after the first `skipped` bytes.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn stdout_after(&self, skipped: u64) -> Result<Vec<u8>> {
+        self.out.read_after(skipped)
     }
 
     /// All that this start has written to its standard error.
@@ -181,6 +194,22 @@ impl Process {
         wait::until(&what, || {
             Ok(if self.is_alive()? { None } else { self.ended })
         })
+    }
+
+    /// Waits until it ends by itself with code 0, for who takes the time: what it is looked at for is its end alone.
+    ///
+    /// # Errors
+    /// When it ends otherwise.
+    pub fn wait_closely(&mut self) -> Result<()> {
+        let status = match self.ended {
+            Some(status) => status,
+            None => self.child.wait()?,
+        };
+        self.ended = Some(status);
+        if !status.success() {
+            bail!("{} failed: {}{}", self.name, self.stdout()?, self.stderr()?);
+        }
+        Ok(())
     }
 }
 

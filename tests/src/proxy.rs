@@ -17,6 +17,8 @@ struct Shared {
     /// While this file exists connections stay open, and nothing passes.
     stalled: Utf8PathBuf,
     broker: u16,
+    /// Nothing passes, whatever the machine's own files say.
+    black_hole: AtomicBool,
     ended: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
 }
@@ -28,6 +30,10 @@ impl Shared {
 
     fn ended(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
+    }
+
+    fn swallows(&self) -> bool {
+        self.black_hole.load(Ordering::Relaxed) || self.stalled.exists()
     }
 
     fn close_all(&self) {
@@ -58,6 +64,7 @@ impl Proxy {
             cut,
             stalled,
             broker,
+            black_hole: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             open: Mutex::default(),
         });
@@ -76,6 +83,12 @@ impl Proxy {
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// A fault outside of the machine, which nothing that it does to its own network repairs: connections stay
+    /// open, and nothing passes until it is over.
+    pub fn set_black_hole(&self, swallows: bool) {
+        self.shared.black_hole.store(swallows, Ordering::Relaxed);
     }
 
     /// How many connections are open.
@@ -145,7 +158,7 @@ fn connect(client: TcpStream, shared: &Arc<Shared>) {
 fn copy(mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(len @ 1..) = from.read(&mut buffer) {
-        while shared.stalled.exists() && !shared.ended() {
+        while shared.swallows() && !shared.ended() {
             sleep(POLL);
         }
         if to.write_all(&buffer[..len]).is_err() {

@@ -138,6 +138,12 @@ impl CacheServer {
         self.shared.changed.notify_all();
     }
 
+    /// How it answers now.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.shared.state().mode
+    }
+
     /// How many requests wait for [`Mode::Holding`] to end.
     #[must_use]
     pub fn held(&self) -> usize {

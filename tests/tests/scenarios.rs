@@ -9,6 +9,7 @@ mod scenarios {
     mod connection;
     mod crashes;
     mod delivery;
+    mod faults;
     mod fetching;
     mod foreign_broker;
     mod machines;

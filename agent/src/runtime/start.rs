@@ -118,12 +118,9 @@ fn check_folder(state: &Utf8Path, user: u32) -> Result<(), StartError> {
         tracing::warn!(%state, "others could read the state folder; it is the agent's alone from now on");
         fs::set_permissions(state, Permissions::from_mode(mode & 0o700)).map_err(failed)?;
     }
-    // Permissions do not tell everything: a file system can be mounted read-only.
-    tempfile::Builder::new()
-        .prefix("writable.")
-        .tempfile_in(state)
-        .map(drop)
-        .map_err(failed)
+    // Permissions do not tell everything: a file system can be mounted read-only. Without a name, the file stays behind
+    // in no case.
+    tempfile::tempfile_in(state).map(drop).map_err(failed)
 }
 
 fn find_nix(path: &OsStr) -> Result<(), StartError> {

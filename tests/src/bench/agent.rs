@@ -1,187 +1,187 @@
-//! One agent: what it takes of the machine while nothing happens, and how soon it starts to activate.
+//! One agent: what it takes of the machine while nothing happens, and how long a deployment takes that has nothing to
+//! fetch and nothing to activate.
 
 use std::thread::sleep;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use bytes::Bytes;
-use hoist_certs::Credentials;
-use hoist_protocol::{Channel, DeploymentId, FleetName, Machine as Address, State, StorePath};
-use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v4::{Packet, Publish};
-use tokio::runtime::Runtime;
+use anyhow::{Context as _, Result};
+use hoist_protocol::{State, StorePath};
 
-use crate::bench::mqtt::Connection;
+use crate::bench::publisher::{Publisher, Times};
 use crate::bench::report::{Sample, table};
-use crate::bench::usage::Usage;
-use crate::closure::System;
-use crate::forge::Forge;
+use crate::closure::Closure;
 use crate::machine::Machine;
-use crate::world::{FLEET, Options, Site, World};
+use crate::usage::Usage;
+use crate::world::{Options, Site, World};
 
 /// How long the agent is watched while nothing happens.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How long it is left alone before that: what follows a deployment is over by then.
+const CALM: Duration = Duration::from_secs(5);
 
 /// How often a deployment is timed.
-const DEPLOYMENTS: usize = 20;
+const DEPLOYMENTS: usize = 40;
 
-/// The two systems that the machine goes back and forth between.
-const VERSIONS: [&str; 2] = ["a", "b"];
+/// How often one that fails is.
+const FAILURES: usize = 20;
+
+/// `switch-to-configuration` of a system that differs from another by its name alone.
+pub(super) const NOTHING: &str = "#!/bin/sh
+[ \"$1\" != test ] || ln -sfn @out@ /run/current-system
+";
+
+/// The same of one whose activation fails when it is done.
+const FAILS: &str = "#!/bin/sh
+ln -sfn @out@ /run/current-system
+exit 1
+";
+
+/// A profile that nothing else uses.
+const SCRATCH: &str = "/nix/var/nix/profiles/bench";
+
+/// A system of the machine `name`.
+pub(super) fn system(name: &str, version: &str, script: &str) -> Closure {
+    Closure::Nixos {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        script: script.to_owned(),
+    }
+}
 
 /// Measures and prints.
 pub(super) fn measure() -> Result<()> {
     eprintln!(
-        "the agent: {} s idle, then {DEPLOYMENTS} deployments",
-        IDLE.as_secs()
+        "the agent: {} s idle, then {} deployments",
+        IDLE.as_secs(),
+        2 * DEPLOYMENTS + FAILURES
     );
     let world = World::create(Site::create("bench-agent")?, Options::default())?;
     let mut machine = world.running("web-1")?;
-    let mut publisher = Publisher::connect(&world)?;
+    let mut publisher = Publisher::connect(&world, machine.name())?;
+    let closures = [
+        system("web-1", "a", NOTHING),
+        system("web-1", "b", NOTHING),
+        system("web-1", "fails", FAILS),
+        Closure::profile("tool", "1"),
+        Closure::profile("tool", "2"),
+    ];
+    let paths = world.builder.build_all(&closures)?;
+    world.builder.push_all(&paths, &world.cache)?;
+    let [a, b, fails, tool_1, tool_2] = &paths[..] else {
+        anyhow::bail!("each closure has a path: {paths:?}");
+    };
 
-    // From here on the machine has both closures, so that nothing is fetched while the clock runs.
-    let mut systems = Vec::new();
-    for version in VERSIONS {
-        let path = world.system(&System::new(machine.name().as_str(), version))?;
-        publisher.deploy(&world, &machine, &path, version)?;
-        systems.push((version, path));
-    }
+    // Plain profiles first: a machine that runs a NixOS system says so in its status.
+    let tools = [tool_1, tool_2];
+    let profiles = deployments(&mut publisher, &world, tools)?;
+    let systems = deployments(&mut publisher, &world, [a, b])?;
+    let nix_env = nix_env_alone(&machine, tools)?;
+    // The first time, it is fetched.
+    publisher.deploy(&world, fails, State::Failed)?;
+    let failures = (0..FAILURES)
+        .map(|_| publisher.deploy(&world, fails, State::Failed))
+        .collect::<Result<Vec<_>>>()?;
 
+    sleep(CALM);
     let pid = machine.agent()?.pid();
     let before = Usage::of(pid)?;
     sleep(IDLE);
     let after = Usage::of(pid)?;
 
-    let mut from_publish = Vec::new();
-    let mut from_puback = Vec::new();
-    for (version, path) in systems.iter().cycle().take(DEPLOYMENTS) {
-        let times = publisher.deploy(&world, &machine, path, version)?;
-        from_publish.push(times.activation.duration_since(times.publish)?);
-        // An activation can start before the PUBACK has found its way back.
-        from_puback.push(
-            times
-                .activation
-                .duration_since(times.puback)
-                .unwrap_or_default(),
-        );
-    }
-
-    let idle_cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
-    let kib = Duration::from_millis(after.resident).as_secs_f64() * 1000.0 / 1024.0;
-    let row = |name: String, value: String| vec![name, value];
     println!("## Agent\n");
-    println!(
-        "{}",
-        table(&[
-            row(String::new(), "median (least to most)".to_owned()),
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: String, goal: &str| {
+        rows.push(vec![name.to_owned(), value, goal.to_owned()]);
+    };
+    row("", "median (least to most)".to_owned(), "goal");
+    let nix_env = Sample::of_times(nix_env).shown(1);
+    row("`nix-env --set` alone, ms", nix_env, "");
+    for (name, times) in [("plain profile", &profiles), ("NixOS", &systems)] {
+        let name = |what: &str| format!("{name}, {what}, ms");
+        let goal = "below 100";
+        row(
+            &name("message acknowledged to confirmed result"),
+            sample(times, Times::acknowledged_to_end).shown(1),
+            goal,
+        );
+        row(
+            &name("published to confirmed result"),
+            sample(times, |times| times.until(State::is_final)).shown(1),
+            "",
+        );
+        for state in [State::Activating, State::Confirming] {
+            let until = |times: &Times| times.until(|reached| reached == state);
             row(
-                "PUBACK to the activation's start, closure in the store, ms".to_owned(),
-                Sample::of_times(from_puback).shown(1)
-            ),
-            row(
-                "publish to the activation's start, closure in the store, ms".to_owned(),
-                Sample::of_times(from_publish).shown(1)
-            ),
-            row(
-                "resident memory, idle after two deployments, MiB".to_owned(),
-                format!("{:.1}", kib / 1024.0)
-            ),
-            row(
-                format!("CPU time in {} s idle, ms", IDLE.as_secs()),
-                format!("{:.0}", idle_cpu * 1000.0)
-            ),
-        ])
+                &name(&format!("published to `{state}`")),
+                sample(times, until).shown(1),
+                "",
+            );
+        }
+    }
+    row(
+        "NixOS, the activation fails: message acknowledged to gone back, ms",
+        sample(&failures, Times::acknowledged_to_end).shown(1),
+        "",
     );
+    row(
+        "resident memory, idle, MiB",
+        format!("{:.1}", after.mebibytes()),
+        "below 10",
+    );
+    let seconds = IDLE.as_secs_f64();
+    let wakeups = u32::try_from(after.wakeups.saturating_sub(before.wakeups))?;
+    row(
+        "wake-ups a second, idle",
+        format!("{:.2}", f64::from(wakeups) / seconds),
+        "below 1",
+    );
+    row(
+        &format!("CPU time in {seconds} s idle, ms"),
+        format!("{:.0}", (after.cpu - before.cpu).as_secs_f64() * 1000.0),
+        "",
+    );
+    println!("{}", table(&rows));
     Ok(())
 }
 
-/// When what happened, by the one clock of this computer.
-struct Times {
-    publish: SystemTime,
-    puback: SystemTime,
-    activation: SystemTime,
+/// Deploys both in turn, after once each so that nothing has to be fetched while the clock runs.
+fn deployments(
+    publisher: &mut Publisher,
+    world: &World,
+    paths: [&StorePath; 2],
+) -> Result<Vec<Times>> {
+    for path in paths {
+        publisher.deploy(world, path, State::Succeeded)?;
+    }
+    let paths = paths.into_iter().cycle().take(DEPLOYMENTS);
+    paths
+        .map(|path| publisher.deploy(world, path, State::Succeeded))
+        .collect()
 }
 
-/// The publisher `ci`, connected all the time, as `hoist deploy` is when it publishes.
-struct Publisher {
-    runtime: Runtime,
-    connection: Connection,
+fn sample(times: &[Times], value: impl Fn(&Times) -> Option<Duration>) -> Sample {
+    Sample::of_times(times.iter().filter_map(value))
 }
 
-impl Publisher {
-    fn connect(world: &World) -> Result<Self> {
-        let identity = &world.publisher;
-        let credentials = Credentials {
-            ca: identity.ca.clone().into(),
-            certificate: identity.certificate.clone().into(),
-            key: identity.key.clone().into(),
-        };
-        let tls = credentials.client()?.config();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
-        let connection =
-            runtime.block_on(Connection::open(world.broker.port(), tls, "ci.bench"))?;
-        Ok(Self {
-            runtime,
-            connection,
+/// What Nix itself takes to set a profile, measured on the machine, without the start of a shell.
+pub(super) fn nix_env_alone(machine: &Machine, paths: [&StorePath; 2]) -> Result<Vec<Duration>> {
+    let [one, two] = paths;
+    let script = format!(
+        "for n in $(seq {}); do
+            for path in {one} {two}; do
+                start=$(date +%s%N)
+                nix-env --profile {SCRATCH} --set $path
+                echo $(($(date +%s%N) - start))
+            done
+        done",
+        DEPLOYMENTS / 2
+    );
+    let said = machine.run("/bin/sh", &["-euc", &script])?.success()?;
+    said.lines()
+        .map(|line| {
+            let nanoseconds = line.parse().context("no number")?;
+            Ok(Duration::from_nanos(nanoseconds))
         })
-    }
-
-    /// Deploys, and waits until the machine has succeeded.
-    fn deploy(
-        &mut self,
-        world: &World,
-        machine: &Machine,
-        path: &StorePath,
-        version: &str,
-    ) -> Result<Times> {
-        let forge = Forge::new(FLEET, machine.name(), path)?;
-        let message = forge.sign(world.signing_key.read()?)?;
-        let publish = SystemTime::now();
-        let puback = self
-            .runtime
-            .block_on(self.connection.publish(machine, message))?;
-        wait_succeeded(world, machine, forge.order.id)?;
-        // The activation touches this file as the first thing that it does.
-        let file = machine
-            .dir()
-            .join(format!("nix/var/hoist-test/reached/{version}.test"));
-        let activation = file
-            .metadata()
-            .and_then(|metadata| metadata.modified())
-            .with_context(|| format!("the activation did not write {file}"))?;
-        ensure!(activation > publish, "{version} was not activated");
-        Ok(Times {
-            publish,
-            puback,
-            activation,
-        })
-    }
-}
-
-impl Connection {
-    /// Publishes a deployment, and says when it was acknowledged.
-    async fn publish(&mut self, machine: &Machine, message: Vec<u8>) -> Result<SystemTime> {
-        let address = Address::new(FleetName::new(FLEET)?, machine.name().clone());
-        let topic = address.topic(Channel::Deploy).to_string();
-        let mut publish = Publish::from_bytes(topic, QoS::AtLeastOnce, Bytes::from(message));
-        publish.retain = true;
-        publish.pkid = 1;
-        self.queue(&Packet::Publish(publish))?;
-        self.flush().await?;
-        match self.receive().await? {
-            Packet::PubAck(_) => Ok(SystemTime::now()),
-            other => anyhow::bail!("the publisher got {other:?}"),
-        }
-    }
-}
-
-fn wait_succeeded(world: &World, machine: &Machine, id: DeploymentId) -> Result<()> {
-    let what = "it has succeeded";
-    let done =
-        |status: &hoist_protocol::Status| status.id == Some(id) && status.state == State::Succeeded;
-    world
-        .watch()
-        .wait_status(machine.name(), what, done)
-        .map(drop)
+        .collect()
 }

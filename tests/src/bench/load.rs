@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use crate::authority::Identity;
 use crate::bench::mqtt::Connection;
-use crate::bench::usage::Usage;
+use crate::usage::Usage;
 use crate::world::{FLEET, Site};
 
 /// How many agents connect at the same time, after a broker has come back.

@@ -3,11 +3,13 @@
 //! Nothing here passes or fails: on a busy machine the numbers mean little, and it is for people to judge them.
 
 mod agent;
+mod binaries;
 mod contestant;
+mod fleet;
 mod load;
 mod mqtt;
+mod publisher;
 mod report;
-mod usage;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -20,7 +22,7 @@ use crate::world::Site;
 /// Files that this program and a broker need besides one for each connection.
 const OTHER_FILES: u64 = 200;
 
-/// Measures Hoist's broker beside mosquitto, and Hoist's agent; takes some minutes
+/// Measures Hoist's broker beside mosquitto, Hoist's agent and a fleet; takes some minutes
 #[derive(Parser)]
 #[command(name = "hoist-bench")]
 pub struct Options {
@@ -43,8 +45,10 @@ pub struct Options {
 enum Part {
     /// The broker beside mosquitto
     Broker,
-    /// The agent
+    /// The agent, and the sizes of the programs
     Agent,
+    /// `hoist deploy` to a fleet
+    Fleet,
 }
 
 /// Measures and prints.
@@ -57,11 +61,16 @@ pub fn run(options: &Options) -> Result<()> {
             "These programs are not optimised; `make bench` builds and runs optimised ones.\n"
         );
     }
-    if options.only != Some(Part::Agent) {
+    let measures = |part| options.only.is_none_or(|only| only == part);
+    if measures(Part::Broker) {
         brokers(options)?;
     }
-    if options.only != Some(Part::Broker) {
+    if measures(Part::Agent) {
+        binaries::measure()?;
         agent::measure()?;
+    }
+    if measures(Part::Fleet) {
+        fleet::measure()?;
     }
     Ok(())
 }

@@ -20,6 +20,11 @@ impl Sample {
         Self::new(times.into_iter().map(|time| time.as_secs_f64() * 1000.0))
     }
 
+    /// In seconds.
+    pub(super) fn of_seconds(times: impl IntoIterator<Item = Duration>) -> Self {
+        Self::new(times.into_iter().map(|time| time.as_secs_f64()))
+    }
+
     /// The middle one, or the mean of the two in the middle.
     pub(super) fn median(&self) -> f64 {
         let middle = self.0.len() / 2;

@@ -3,7 +3,9 @@
 //! An activation may replace the agent. The new one cannot tell whether what does not work now has ever worked, and
 //! so the old one writes it down, in `<state>/reach`.
 
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_protocol::DeploymentId;
@@ -39,19 +41,22 @@ impl Before {
 
     /// Writes it down. It is not synced: after a power cut nobody waits for a confirmation any more.
     pub(super) fn save(&self, state: &Utf8Path) -> io::Result<()> {
-        let mut file = tempfile::Builder::new()
-            .prefix("reach.")
-            .tempfile_in(state)?;
+        // Always the same name: what an agent that is killed here leaves, the next one replaces.
+        let new = state.join("reach.new");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        file.persist(path(state))
-            .map(drop)
-            .map_err(|error| error.error)
+        fs::rename(new, path(state))
     }
 
     /// What was written down for the deployment `id`.
     pub(super) fn load(state: &Utf8Path, id: DeploymentId) -> io::Result<Option<Self>> {
         let mut bytes = Vec::new();
-        match std::fs::File::open(path(state)) {
+        match File::open(path(state)) {
             Ok(file) => file.take(MAX_LEN).read_to_end(&mut bytes)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),

@@ -1,0 +1,89 @@
+//! Twenty machines on one computer, deployed to by `hoist deploy`.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use hoist_protocol::{AgentName, StorePath};
+
+use crate::bench::agent::{NOTHING, nix_env_alone, system};
+use crate::bench::report::{Sample, table};
+use crate::machine::Machine;
+use crate::world::{Options, Site, World};
+
+/// How many machines there are.
+const MACHINES: usize = 20;
+
+/// How often all of them are deployed to while the clock runs.
+const ROUNDS: usize = 10;
+
+/// Measures and prints.
+pub(super) fn measure() -> Result<()> {
+    eprintln!("the fleet: {MACHINES} machines, {ROUNDS} times");
+    let world = World::create(Site::create("bench-fleet")?, Options::default())?;
+    let machines = (1..=MACHINES)
+        .map(|n| world.running(&format!("web-{n}")))
+        .collect::<Result<Vec<_>>>()?;
+    let closures = ["a", "b"].map(|version| system("web", version, NOTHING));
+    let paths = world.builder.build_all(&closures)?;
+    world.builder.push_all(&paths, &world.cache)?;
+    // Each machine has both before the clock runs.
+    for path in &paths {
+        deploy(&world, &machines, path)?;
+    }
+    let times = paths
+        .iter()
+        .cycle()
+        .take(ROUNDS)
+        .map(|path| deploy(&world, &machines, path))
+        .collect::<Result<Vec<_>>>()?;
+
+    let [one, two] = &paths[..] else {
+        anyhow::bail!("each closure has a path: {paths:?}");
+    };
+    let alone: Vec<Duration> = nix_env_alone(&machines[0], [one, two])?
+        .into_iter()
+        .map(|time| time * u32::try_from(MACHINES).unwrap_or(u32::MAX))
+        .collect();
+    println!("## Fleet\n");
+    println!(
+        "{}",
+        table(&[
+            ["", "median (least to most)", "goal"]
+                .map(str::to_owned)
+                .to_vec(),
+            vec![
+                format!("`hoist deploy` to {MACHINES} machines, start to end, s"),
+                Sample::of_seconds(times).shown(2),
+                "below 2".to_owned(),
+            ],
+            vec![
+                format!("`nix-env --set` alone, {MACHINES} times, s"),
+                Sample::of_seconds(alone).shown(2),
+                String::new(),
+            ],
+        ])
+    );
+    Ok(())
+}
+
+/// `hoist deploy` of one closure to all of them, from its start to its end.
+fn deploy(world: &World, machines: &[Machine], path: &StorePath) -> Result<Duration> {
+    let agents: Vec<(&AgentName, &StorePath)> = machines
+        .iter()
+        .map(|machine| (machine.name(), path))
+        .collect();
+    let spec = world.spec(&agents, None)?;
+    let start = Instant::now();
+    let mut hoist = world.start_hoist("hoist", &["deploy", spec.as_str()])?;
+    hoist.wait_closely()?;
+    let took = start.elapsed();
+    for machine in machines {
+        let runs = machine.current_system()?;
+        ensure!(
+            runs.as_ref() == Some(path),
+            "{} runs {runs:?}",
+            machine.name()
+        );
+    }
+    Ok(took)
+}
