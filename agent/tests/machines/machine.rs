@@ -118,6 +118,43 @@ impl Script {
     };
 }
 
+/// Builds a NixOS system out of its script.
+const NIXOS: &str = r#"mkdir -p $out/bin
+echo 1 > $out/nixos-version
+echo "$script" | sed "s|@out@|$out|g" > $out/bin/switch-to-configuration
+chmod 755 $out/bin/switch-to-configuration"#;
+
+fn nixos_script(name: &str, script: Script) -> String {
+    let Script {
+        before,
+        after,
+        boot,
+    } = script;
+    format!(
+        r"#!/bin/sh
+set -eu
+mkdir -p {NOTES}/gates
+echo {name} $1 >> {NOTES}/log
+echo switching to {name}
+while [ -e {NOTES}/gates/{name}.$1 ]; do sleep 0.01; done
+case $1 in
+test)
+    {before}
+    ln -sfn @out@ /run/current-system
+    {after}
+    ;;
+boot)
+    {boot}
+    echo @out@ > {NOTES}/boot-default
+    ;;
+dry-activate)
+    echo would restart x.service
+    ;;
+esac
+"
+    )
+}
+
 /// A running activator.
 pub(crate) struct Activator(Child);
 
@@ -138,50 +175,106 @@ impl Machine {
     }
 
     pub(crate) fn derive(&self, name: &str, script: &str, builder: &str) -> StorePath {
+        let quoted = |text: &str| format!("{text:?}").replace("${", "\\${");
+        let (script, builder) = (quoted(script), quoted(builder));
         self.build(&format!(
             r#"derivation {{
                 name = "{name}"; system = builtins.currentSystem; builder = "/bin/sh";
-                PATH = "/usr/bin:/bin"; script = {script:?};
-                args = [ "-euc" {builder:?} ];
+                PATH = "/usr/bin:/bin"; script = {script};
+                args = [ "-euc" {builder} ];
             }}"#
         ))
     }
 
     /// A NixOS system as far as Hoist can tell. It waits at `gates/<name>.<action>` while that exists.
     pub(crate) fn nixos(&self, name: &str, script: Script) -> StorePath {
-        let Script {
-            before,
-            after,
-            boot,
-        } = script;
-        let script = format!(
+        self.nixos_with(name, script, "")
+    }
+
+    /// A NixOS system with more in it: `more` runs in its builder, with its path in `$out`.
+    pub(crate) fn nixos_with(&self, name: &str, script: Script, more: &str) -> StorePath {
+        let builder = format!("{NIXOS}\n{more}");
+        self.derive(name, &nixos_script(name, script), &builder)
+    }
+
+    /// A home-manager generation: versioned ones leave the profile to whoever activates them, others set the one in
+    /// the old folder.
+    pub(crate) fn home(&self, name: &str, script: Script, versioned: bool) -> StorePath {
+        let own = if versioned {
+            "[ \"$*\" = '--driver-version 1' ]"
+        } else {
+            "nix-env --profile /nix/var/nix/profiles/per-user/$USER/home-manager --set @out@"
+        };
+        let work = format!(
+            "{own}\nroots=$HOME/.local/state/home-manager/gcroots; mkdir -p $roots; ln -sfn @out@ $roots/current-home"
+        );
+        let builder = format!(
+            "echo 24.05 > $out/hm-version; {}",
+            if versioned {
+                "echo 1 > $out/gen-version"
+            } else {
+                ":"
+            }
+        );
+        self.activated(
+            name,
+            script,
+            "activate",
+            "[ -n \"${DRY_RUN:-}\" ]",
+            &work,
+            &builder,
+        )
+    }
+
+    /// A closure of deploy-rs, whose script goes by what the profile names.
+    pub(crate) fn deploy_rs(&self, name: &str, script: Script) -> StorePath {
+        let dry = "[ \"$DRY_ACTIVATE\" = 1 ]";
+        let work = "[ $(cat $PROFILE/name) = $(cat @out@/name) ]";
+        self.activated(name, script, "deploy-rs-activate", dry, work, ":")
+    }
+
+    /// A closure with an activator of its own, `bin/setup`.
+    pub(crate) fn custom(&self, name: &str, script: Script) -> StorePath {
+        let work = format!(
+            "[ $1 = activate ]; [ $HOIST_CLOSURE = @out@ ]\necho {name} after ${{HOIST_PREVIOUS:-nothing}} in $HOIST_PROFILE"
+        );
+        self.activated(name, script, "bin/setup", "false", &work, ":")
+    }
+
+    /// A closure with a program that activates it, and writes down `<name> activate` or `<name> dry`.
+    fn activated(
+        &self,
+        name: &str,
+        script: Script,
+        program: &str,
+        dry: &str,
+        work: &str,
+        more: &str,
+    ) -> StorePath {
+        let Script { before, after, .. } = script;
+        let text = format!(
             r"#!/bin/sh
 set -eu
 mkdir -p {NOTES}/gates
-echo {name} $1 >> {NOTES}/log
-echo switching to {name}
-while [ -e {NOTES}/gates/{name}.$1 ]; do sleep 0.01; done
-case $1 in
-test)
-    {before}
-    ln -sfn @out@ /run/current-system
-    {after}
-    ;;
-boot)
-    {boot}
-    echo @out@ > {NOTES}/boot-default
-    ;;
-esac
+if {dry}; then
+    echo {name} dry >> {NOTES}/log
+    echo would activate {name}
+    exit 0
+fi
+echo {name} activate >> {NOTES}/log
+while [ -e {NOTES}/gates/{name}.activate ]; do sleep 0.01; done
+{before}
+{work}
+{after}
 "
         );
-        self.derive(
-            name,
-            &script,
-            r#"mkdir -p $out/bin
-            echo 1 > $out/nixos-version
-            echo "$script" | sed "s|@out@|$out|g" > $out/bin/switch-to-configuration
-            chmod 755 $out/bin/switch-to-configuration"#,
-        )
+        let builder = format!(
+            r#"mkdir -p $out/bin; echo $name > $out/name
+            echo "$script" | sed "s|@out@|$out|g" > $out/{program}
+            chmod 755 $out/{program}
+            {more}"#
+        );
+        self.derive(name, &text, &builder)
     }
 
     /// A plain profile.

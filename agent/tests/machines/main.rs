@@ -6,6 +6,8 @@
 mod activation;
 mod cache;
 mod crashes;
+mod kinds;
 mod machine;
+mod nixos;
 mod profiles;
 mod realise;
