@@ -15,8 +15,6 @@ flock --nonblock 9 || { echo "Could not acquire lock" >&2; exit 1; }
 # A test stops the switch here for as long as it likes.
 while [ -e "$notes/gates/@version@.$action" ]; do sleep 0.02; done
 
-@before@
-
 # As systemd-boot's builder: an entry for each generation of the profile; the default is the one that is asked for,
 # when it is a generation.
 install_boot_loader() {

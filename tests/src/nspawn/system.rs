@@ -52,7 +52,6 @@ pub struct BootedSystem {
     units: BTreeMap<String, Unit>,
     cut_off: bool,
     script: String,
-    before: String,
     inhibit: String,
     after: String,
 }
@@ -67,7 +66,6 @@ impl BootedSystem {
             units: BTreeMap::new(),
             cut_off: false,
             script: String::new(),
-            before: String::new(),
             inhibit: String::new(),
             after: String::new(),
         }
@@ -130,13 +128,6 @@ impl BootedSystem {
         self
     }
 
-    /// `script` runs in `switch-to-configuration` before it does anything, in `$action`.
-    #[must_use]
-    pub fn before_switch(mut self, script: &str) -> Self {
-        script.clone_into(&mut self.before);
-        self
-    }
-
     /// `script` runs in `switch-to-configuration` after the boot loader was set, before anything is activated.
     #[must_use]
     pub fn inhibiting(mut self, script: &str) -> Self {
@@ -172,7 +163,6 @@ impl BootedSystem {
                 .replace("@script@", &self.script),
             init: include_str!("init.sh"),
             switch: include_str!("switch-to-configuration.sh")
-                .replace("@before@", &self.before)
                 .replace("@inhibit@", &self.inhibit)
                 .replace("@after@", &self.after),
         };
