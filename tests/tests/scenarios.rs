@@ -12,6 +12,7 @@ mod scenarios {
     mod faults;
     mod fetching;
     mod foreign_broker;
+    mod local;
     mod machines;
     mod modules;
     mod operators;

@@ -1,7 +1,7 @@
 //! What the shell has to do.
 
 use hoist_protocol::{
-    CacheKey, ClosureDigest, DeploymentId, History, Kind, Order, Status, StorePath, SubstituterUrl,
+    CacheKey, ClosureDigest, DeploymentId, History, Order, Status, StorePath, SubstituterUrl,
     Target, Text,
 };
 
@@ -16,8 +16,8 @@ pub struct FetchOrder {
     pub id: DeploymentId,
     /// The closure.
     pub path: StorePath,
-    /// How it is activated.
-    pub kind: Kind,
+    /// How it gets there: it says which of the machine's systems or profiles the closure is for.
+    pub target: Target,
     /// What it has to hold, to the byte, when the deployment says so.
     pub digest: Option<ClosureDigest>,
     /// The programs of its health checks on this machine's system.

@@ -13,7 +13,7 @@ mod confirm;
 mod failure;
 mod forward;
 mod inhibit;
-mod kinds;
+pub(crate) mod kinds;
 mod prepare;
 mod process;
 mod program;

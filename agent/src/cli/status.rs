@@ -43,6 +43,10 @@ fn to_json(seen: &Seen) -> Value {
             fields.remove("agent");
             fields.remove("fleet");
         }
+        if connection.is_none() {
+            // Of an agent's life, and there is none.
+            fields.remove("session");
+        }
         let runs = !matches!(seen.agent, AgentSeen::Stopped | AgentSeen::Alone);
         fields.insert("agent_running".to_owned(), runs.into());
         let connected = connection.map(|connection| connection.connected);

@@ -2,10 +2,12 @@
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_agent_core::{Facts, FetchFailure, FetchOrder, Input, Realised};
-use hoist_protocol::{DeploymentId, FetchProgress, Kind, Reason, StorePath, Text};
+use hoist_protocol::{DeploymentId, FetchProgress, Kind};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::activator::kinds;
+use crate::job::{AgentIdentity, BootId, ConfirmBy, JobSpec, Nonce};
 use crate::nix::{self, FetchError, FetchEvent, RealiseRequest};
 
 /// What a fetch tells.
@@ -18,26 +20,24 @@ pub(super) enum FetchNews {
 
 impl FetchNews {
     /// What the core wants to know of it.
-    pub(super) fn into_input(self, profile: &Utf8Path) -> Option<Input> {
-        Some(match self {
+    pub(super) fn into_input(self, profile: &Utf8Path) -> Input {
+        match self {
             Self::Progress(id, progress) => Input::FetchProgress { id, progress },
             Self::Done(order, result) => Input::Fetched {
                 id: order.id,
-                result: result.map_err(failure).and_then(|realised| {
-                    let facts = facts(&order, profile).map_err(|error| FetchFailure {
-                        reason: Reason::Internal,
-                        message: Text::lossy(&format!("cannot tell what runs: {error}")),
-                    })?;
-                    Ok(Realised {
+                result: result.map_err(failure).map(|realised| {
+                    // What cannot be told now is for the activator to tell, which does nothing before it can.
+                    let (kind, facts) = look(&order, profile).unzip();
+                    Realised {
                         closure_size: realised.closure_size,
-                        kind: None,
+                        kind,
                         fetched: realised.fetched,
                         changes: realised.changes,
-                        facts,
-                    })
+                        facts: facts.unwrap_or_default(),
+                    }
                 }),
             },
-        })
+        }
     }
 }
 
@@ -48,23 +48,22 @@ fn failure(error: FetchError) -> FetchFailure {
     }
 }
 
-/// The facts that say whether there is anything left to do for this closure, by its kind.
-fn facts(order: &FetchOrder, profile: &Utf8Path) -> std::io::Result<Facts> {
-    let is_nixos = match order.kind {
-        Kind::Nixos => true,
-        Kind::Auto => is_nixos(&order.path),
-        _ => false,
+/// Of which kind the closure is, and the facts that say whether there is anything left to do for it.
+fn look(order: &FetchOrder, profile: &Utf8Path) -> Option<(Kind, Facts)> {
+    // Not a job: only what one would be about.
+    let spec = JobSpec {
+        id: order.id,
+        epoch: 0,
+        sequence: 0,
+        nonce: Nonce::random(),
+        boot_id: BootId::current().ok()?,
+        closure: order.path.clone(),
+        target: order.target.clone(),
+        confirm: ConfirmBy::Broker,
+        profile: profile.to_owned(),
+        agent: AgentIdentity::current().ok()?,
     };
-    if is_nixos {
-        nix::facts_of_nixos()
-    } else {
-        nix::facts_of_profile(profile)
-    }
-}
-
-/// Whether a closure in the store is a NixOS system.
-fn is_nixos(path: &StorePath) -> bool {
-    Utf8Path::new(path.as_str()).join("nixos-version").exists()
+    kinds::look(&spec)
 }
 
 /// A fetch under way.
@@ -129,7 +128,7 @@ async fn fetch(
     };
     let result = async {
         // Which of the machine's systems it changes is known once the closure is there.
-        let running = || facts(&order, &profile).ok().and_then(|facts| facts.current);
+        let running = || look(&order, &profile).and_then(|(_, facts)| facts.current);
         let result = nix::realise(&request, running, &events).await;
         // Ends the other one.
         drop(events);
@@ -138,5 +137,41 @@ async fn fetch(
     let (result, ()) = tokio::join!(result, progress);
     if news.send(FetchNews::Done(order, result)).await.is_err() {
         tracing::debug!("the agent ended before the fetch");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use hoist_protocol::{Goal, ProfileName, StorePath, Target};
+    use uuid::Uuid;
+
+    use super::*;
+
+    #[test]
+    fn a_closure_is_compared_with_its_own_profile_and_no_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let profile = Utf8Path::from_path(dir.path()).unwrap().join("hoist");
+        let path = StorePath::new("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-web").unwrap();
+        symlink(path.as_str(), &profile).unwrap();
+        let mut target = Target::new(Goal::Closure(path.clone()));
+        target.kind = Kind::Profile;
+        let mut order = FetchOrder {
+            id: DeploymentId::new(Uuid::from_u128(1)),
+            path: path.clone(),
+            target,
+            digest: None,
+            programs: Vec::new(),
+            substituters: Vec::new(),
+            keys: Vec::new(),
+        };
+        let (kind, facts) = look(&order, &profile).unwrap();
+        assert_eq!(kind, Kind::Profile);
+        assert!(facts.are_all(&path));
+        // The same closure, for a profile that nobody has set so far.
+        order.target.profile = Some(ProfileName::new("hoist-test-of-no-use").unwrap());
+        let (_, facts) = look(&order, &profile).unwrap();
+        assert!(!facts.are_all(&path));
     }
 }

@@ -206,9 +206,8 @@ impl Shell {
             match self.next().await {
                 Event::Broker(event) => self.on_broker(event).await?,
                 Event::Fetch(news) => {
-                    if let Some(input) = news.into_input(&self.settings.profile) {
-                        self.handle(input).await?;
-                    }
+                    let input = news.into_input(&self.settings.profile);
+                    self.handle(input).await?;
                 }
                 Event::Asked(asked) => self.on_asked(asked).await?,
                 Event::Look => self.look().await?,

@@ -33,6 +33,8 @@ fn deployment(fleet: &str, agent: &str, epoch: u32, sequence: u64, by: &SigningK
         issued: now,
         expires: now.plus(Duration::from_secs(3600)),
         target: Target::new(Goal::Closure(StorePath::new(path).unwrap())),
+        held: false,
+        cancels: None,
         provenance: Provenance::default(),
     };
     sign(&Deployment::new(parts).unwrap(), std::slice::from_ref(by)).unwrap()

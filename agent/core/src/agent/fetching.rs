@@ -88,7 +88,7 @@ impl Agent {
         let order = FetchOrder {
             id: fetching.deployment.id(),
             path: fetching.path.clone(),
-            kind: target.kind.clone(),
+            target: target.clone(),
             digest: target.closure_digest,
             programs: target.programs(&self.config.system).cloned().collect(),
             substituters: target.substituters.clone(),

@@ -294,6 +294,14 @@ pub(super) fn find(spec: &JobSpec) -> Result<(Kind, &'static dyn ClosureKind), F
     Ok((kind, known))
 }
 
+/// Of which kind a closure in the store is, and what the machine's facts of that kind are; none when this
+/// machine cannot activate it, or cannot tell: its job says why.
+pub(crate) fn look(spec: &JobSpec) -> Option<(Kind, Facts)> {
+    let (kind, known) = find(spec).ok()?;
+    let profile = known.profile(spec).ok()?;
+    Some((kind, known.facts(&profile).ok()?))
+}
+
 fn by_markers(closure: &Utf8Path) -> Result<(Kind, &'static dyn ClosureKind), Failure> {
     for known in ALL.iter().copied() {
         if let Some(kind) = known.found().filter(|_| has_marker(closure, known)) {

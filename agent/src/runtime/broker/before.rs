@@ -98,7 +98,7 @@ mod tests {
     fn a_damaged_file_is_an_error_and_no_knowledge() {
         let dir = tempfile::tempdir().unwrap();
         let state = Utf8Path::from_path(dir.path()).unwrap();
-        std::fs::write(path(state), "{").unwrap();
+        fs::write(path(state), "{").unwrap();
         assert!(Before::load(state, DeploymentId::new(Uuid::nil())).is_err());
     }
 }
