@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= auto
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint nix-test bench install clean
+.PHONY: help setup build demo test lint nix-test bench soak install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ nix-test: ## Parse and evaluate flake, packages and modules
 bench: setup ## Measure against mosquitto and print the tables (optimised build; takes minutes)
 	$(CARGO) build --release --workspace --locked
 	@$(CARGO) run --quiet --release --locked --package hoist-tests --bin hoist-bench
+
+soak: setup ## Deploy 1,000 times to one machine, with things going wrong, and see that nothing is left behind
+	$(CARGO) build --workspace --locked
+	@$(CARGO) run --quiet --locked --package hoist-tests --bin hoist-soak
 
 install: ## Build optimised programs and install them under PREFIX (/usr/local)
 	$(CARGO) build --release --locked --package hoist-certs --package hoist-broker --package hoist-agent --package hoist-publisher
