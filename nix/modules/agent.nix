@@ -25,6 +25,10 @@ in
   config = lib.mkIf cfg.enable {
     assertions = common.assertions cfg;
 
+    # So that `hoist-agent status` and its like find the agent without any flag.
+    environment.systemPackages = [ cfg.package ];
+    environment.etc."hoist/agent.toml".source = configFile;
+
     systemd.services.${unit} = {
       description = "Hoist agent";
       documentation = [ "https://github.com/hoist-deploy/hoist" ];

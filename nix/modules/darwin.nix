@@ -23,6 +23,10 @@ in
   config = lib.mkIf cfg.enable {
     assertions = common.assertions cfg;
 
+    # So that `hoist-agent status` and its like find the agent without any flag.
+    environment.systemPackages = [ cfg.package ];
+    environment.etc."hoist/agent.toml".source = configFile;
+
     launchd.daemons.hoist-agent = {
       # nix-darwin refuses to name its Nix where something else manages it.
       path = lib.optionals (config.nix.enable or true) [ config.nix.package ] ++ [

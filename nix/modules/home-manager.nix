@@ -13,7 +13,8 @@ let
   common = import ./agent-options.nix { inherit self lib pkgs; };
   inherit (pkgs.stdenv) hostPlatform;
   # State and profile are the agent's defaults for a user: below XDG_STATE_HOME.
-  command = common.command cfg (common.configFile cfg { });
+  configFile = common.configFile cfg { };
+  command = common.command cfg configFile;
   # home-manager leaves it open which Nix a user has.
   nix = if (config.nix.package or null) != null then config.nix.package else pkgs.nix;
   programs = [
@@ -26,6 +27,10 @@ in
 
   config = lib.mkIf cfg.enable {
     assertions = common.assertions cfg;
+
+    # So that `hoist-agent status` and its like find the agent without any flag.
+    home.packages = [ cfg.package ];
+    xdg.configFile."hoist/agent.toml".source = configFile;
 
     systemd.user.services = lib.mkIf hostPlatform.isLinux {
       hoist-agent = {

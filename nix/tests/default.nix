@@ -78,6 +78,19 @@ let
     aDisabledBrokerChangesNothing = broker secrets == { };
 
     theAgentRunsWithItsConfiguration = agentUnit.serviceConfig.ExecStart == command;
+    whoSitsAtTheMachineNeedsNoFlags =
+      let
+        systemHas =
+          system:
+          system.environment.systemPackages == [ "/package" ]
+          && command
+          == "/package/bin/hoist-agent run --config ${system.environment.etc."hoist/agent.toml".source}";
+        home = inHome stub.pkgs;
+      in
+      systemHas (agent enabledAgent)
+      && systemHas (stub.evaluateWith mac flake.darwinModules.agent "hoist-agent" enabledAgent)
+      && home.home.packages == [ "/package" ]
+      && command == "/package/bin/hoist-agent run --config ${home.xdg.configFile."hoist/agent.toml".source}";
     theAgentIsWatched = agentUnit.serviceConfig.Type == "notify" && agentUnit.serviceConfig ? WatchdogSec;
     aSwitchRestartsTheAgentAtItsEndAndNeverRemovesIt =
       agentUnit.restartIfChanged && !agentUnit.stopIfChanged && !agentUnit.unitConfig.X-StopOnRemoval;

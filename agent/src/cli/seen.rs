@@ -66,7 +66,10 @@ pub(super) async fn look(place: &Place) -> anyhow::Result<Seen> {
         Err(error @ ClientError::NotAllowed { .. }) => return Err(error.into()),
         Err(error) => AgentSeen::Silent(crate::job::chain(&error)),
     };
-    let preview = runtime::preview(place).context("cannot tell how this machine is")?;
+    let mut preview = runtime::preview(place).context("cannot tell how this machine is")?;
+    if !preview.knows_keys {
+        preview.status.trusted_keys.clear();
+    }
     Ok(Seen {
         status: preview.status,
         is_named: preview.is_named,

@@ -89,6 +89,8 @@ pub(crate) struct Preview {
     pub(crate) status: Status,
     /// Whether the names in it are the machine's own.
     pub(crate) is_named: bool,
+    /// Whether the keys in it are those that the machine trusts.
+    pub(crate) knows_keys: bool,
     /// Whether an activator is at work.
     pub(crate) is_at_work: bool,
 }
@@ -134,6 +136,7 @@ pub(crate) fn preview(place: &Place) -> Result<Preview, Error> {
         return Ok(Preview {
             status: agent.status(&moment),
             is_named: named.is_some(),
+            knows_keys: place.trusted.is_some(),
             is_at_work,
         });
     }
@@ -145,6 +148,7 @@ pub(crate) fn preview(place: &Place) -> Result<Preview, Error> {
     Ok(Preview {
         status,
         is_named: named.is_some(),
+        knows_keys: place.trusted.is_some(),
         is_at_work,
     })
 }
