@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::forward::named;
 use super::kinds::{self, Call, ClosureKind};
 use super::run::Ran;
+use super::successor::AgentUnit;
 use super::system;
 use crate::job::{Before, Phase, Record};
 use crate::nix::{self, Generation};
@@ -107,6 +108,9 @@ impl Activator {
             self.log.say(&format!(
                 "cannot clear what an activation that was stopped has left: {error}"
             ));
+        }
+        if let Some(unit) = AgentUnit::of(&self.job.spec().agent, kind) {
+            self.dismiss_stand_in(&unit);
         }
         let history = self.journal.history();
         let boots = history.has_been(Phase::Committing) || history.has_been(Phase::Staging);

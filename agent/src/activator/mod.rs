@@ -13,6 +13,7 @@ mod confirm;
 mod failure;
 mod forward;
 mod inhibit;
+mod kernel;
 pub(crate) mod kinds;
 mod prepare;
 mod process;

@@ -1,11 +1,11 @@
 //! Processes as the kernel tells them, and how those are stopped that an activator left behind.
 
-use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, Signal, kill_process_group};
 
+use super::kernel::{self, Stat};
 use crate::job::ProcessRecord;
 
 /// How long a program has between being asked to end and being killed.
@@ -19,35 +19,11 @@ const POLL: Duration = Duration::from_millis(10);
 /// The environment variable by which everything that an activator starts is known.
 pub(super) const MARK: &str = "HOIST_DEPLOYMENT_ID";
 
-/// The fields of `/proc/<pid>/stat` (`proc_pid_stat(5)`) that are of use here.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-struct Stat {
-    dead: bool,
-    group: i32,
-    started: u64,
-}
-
-impl Stat {
-    fn of(pid: i32) -> Option<Self> {
-        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        // The program's name, in parentheses, may hold anything; the fields after it do not.
-        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
-        Some(Self {
-            dead: matches!(*fields.first()?, "Z" | "X"),
-            group: fields.get(2)?.parse().ok()?,
-            started: fields.get(19)?.parse().ok()?,
-        })
-    }
-}
-
-/// When a process started, in clock ticks since boot.
+/// When a process started, in units that only compare.
 pub(super) fn started(pid: i32) -> io::Result<u64> {
-    Stat::of(pid).map(|stat| stat.started).ok_or_else(|| {
-        io::Error::other(format!("cannot read `/proc/{pid}/stat`; is /proc mounted?"))
-    })
+    Stat::of(pid)
+        .map(|stat| stat.started)
+        .ok_or_else(|| io::Error::other(format!("cannot find out when process {pid} started")))
 }
 
 /// Ends what is left of a program and of all in its group: asks, and then kills. `mark` is the deployment's
@@ -82,10 +58,7 @@ pub(super) fn stop_leftovers(process: &ProcessRecord, mark: &str) -> io::Result<
 fn members(process: &ProcessRecord, mark: &str) -> io::Result<Vec<i32>> {
     let own = leads(process);
     let mut members = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|n| n.parse().ok()) else {
-            continue;
-        };
+    for pid in kernel::pids()? {
         if is_member(process, pid) && (own || is_marked(pid, mark)) {
             members.push(pid);
         }
@@ -102,26 +75,17 @@ fn is_member(process: &ProcessRecord, pid: i32) -> bool {
 }
 
 fn is_marked(pid: i32, mark: &str) -> bool {
-    let wanted = format!("{MARK}={mark}");
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
-        environment
-            .split(|byte| *byte == 0)
-            .any(|variable| variable == wanted.as_bytes())
-    })
+    kernel::has_variable(pid, &format!("{MARK}={mark}"))
 }
 
 /// Sends a signal to each member. One that is gone needs none, and one that cannot be signalled is seen by
 /// whoever waits for it to end.
 fn signal(process: &ProcessRecord, members: &[i32], mark: &str, signal: Signal) {
     for pid in members.iter().copied().filter_map(Pid::from_raw) {
-        // What the descriptor stands for cannot become another process between the look and the signal.
-        let Ok(descriptor) = pidfd_open(pid, PidfdFlags::empty()) else {
-            continue;
-        };
-        let pid = pid.as_raw_nonzero().get();
-        if is_member(process, pid) && (leads(process) || is_marked(pid, mark)) {
-            pidfd_send_signal(&descriptor, signal).ok();
-        }
+        let number = pid.as_raw_nonzero().get();
+        kernel::signal_if(pid, signal, || {
+            is_member(process, number) && (leads(process) || is_marked(number, mark))
+        });
     }
 }
 
@@ -152,18 +116,6 @@ mod tests {
             unit: None,
         };
         (child, record)
-    }
-
-    #[test]
-    fn names_with_parentheses_do_not_confuse() {
-        let text = "7 (a) S b) Z 1 5 5 0 -1 4 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
-        let stat = Stat {
-            dead: true,
-            group: 5,
-            started: 4711,
-        };
-        assert_eq!(Stat::parse(text), Some(stat));
-        assert_eq!(Stat::parse("7 (a) S"), None);
     }
 
     #[test]

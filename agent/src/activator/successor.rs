@@ -2,7 +2,7 @@
 //!
 //! A switch may leave the old agent running although its unit has changed, since the unit says so or since the
 //! switch failed half-way. Then the activator restarts it; and a confirmation of another program than the one
-//! that the new unit starts is not taken.
+//! that the new unit starts is not taken. Where the order allows a system without an agent, the old one stays.
 
 use std::fs;
 use std::time::Duration;
@@ -21,6 +21,9 @@ use crate::nix;
 
 /// How long systemd may take to restart the agent. It is ready before it connects.
 const RESTART_LIMIT: Duration = Duration::from_secs(60);
+
+/// The settings by which a unit is given its secrets (systemd.exec(5)): the paths, not what they hold.
+const CREDENTIALS: &[&str] = &["LoadCredential=", "LoadCredentialEncrypted="];
 
 /// The agent's unit in closures of a kind.
 #[derive(Clone, Debug)]
@@ -102,14 +105,18 @@ pub(super) fn refuse_without_agent(
 }
 
 impl Activator {
-    /// Makes sure that the agent which runs is the one of the new system.
+    /// Makes sure that the agent which runs is the one of the new system; without one, that the one before
+    /// stays until the next boot.
     pub(super) fn renew_agent(&mut self, unit: &AgentUnit, before: &Before) -> Result<(), Failure> {
         let then = before
             .running
             .as_ref()
             .and_then(|running| unit.text(running));
         let now = unit.text(&before.brings);
-        if now.is_none() || then == now {
+        if now.is_none() {
+            return self.stand_in(unit, then.as_deref().unwrap_or_default());
+        }
+        if then == now {
             return Ok(());
         }
         let main = unit.main_process();
@@ -138,6 +145,60 @@ impl Activator {
                 .say("systemctl did not come to an end and was stopped"),
         }
         Ok(())
+    }
+
+    /// Starts the agent that made the job in a transient unit of the old name, unless it has been left running:
+    /// the machine has to be in reach for this deployment to be confirmed and told. `text` is its old unit.
+    fn stand_in(&mut self, unit: &AgentUnit, text: &str) -> Result<(), Failure> {
+        if unit.main_process().is_some() {
+            self.log.say(
+                "the new system has no agent; the one that runs stays until the machine is booted",
+            );
+            return Ok(());
+        }
+        self.log.say(
+            "the new system has no agent; starting the one before again, until the machine is booted",
+        );
+        let agent = self.job.spec().agent.clone();
+        let name = format!("--unit={}", unit.name);
+        let credentials: Vec<String> = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| CREDENTIALS.iter().any(|key| line.starts_with(key)))
+            .map(|line| format!("--property={line}"))
+            .collect();
+        let arguments: Vec<&str> = ["systemd-run"]
+            .into_iter()
+            .chain(unit.manager.flags().iter().copied())
+            .chain([&*name, "--collect", "--quiet", "--no-ask-password"])
+            .chain(["--service-type=notify", "--description=Hoist agent"])
+            .chain(credentials.iter().map(String::as_str))
+            .chain(["--setenv=PATH", "--", agent.executable.as_str()])
+            .chain(agent.arguments.iter().map(String::as_str))
+            .collect();
+        let mut environment = system::environment(self.id());
+        environment.extend(system::user_environment());
+        let start = Program::new(&arguments, environment, RESTART_LIMIT);
+        match self.run(&start, [])?.end {
+            End::Exited(status) if status.success() => {}
+            End::Exited(status) => self.log.say(&format!("systemd-run {}", shown(status))),
+            End::TimedOut => self
+                .log
+                .say("systemd-run did not come to an end and was stopped"),
+        }
+        Ok(())
+    }
+
+    /// Stops an agent that stands in, so that the system before can start its own.
+    pub(super) fn dismiss_stand_in(&mut self, unit: &AgentUnit) {
+        let transient = unit.manager.property(unit.name.as_str(), "Transient");
+        if !transient.is_ok_and(|transient| transient == "yes") {
+            return;
+        }
+        if let Err(error) = unit.manager.stop(unit.name.as_str()) {
+            self.log
+                .say(&format!("cannot stop the agent that stands in: {error}"));
+        }
     }
 
     /// Why a confirmation is not one of the new system's agent; none when it is, or when that cannot be told.

@@ -143,15 +143,9 @@ fn systemctl(arguments: &[&str]) -> io::Result<(ExitStatus, String)> {
     ))
 }
 
-/// Stops a systemd unit and waits until it has stopped. One that is gone is stopped.
+/// Stops a unit of the machine and waits until it has stopped. One that is gone is stopped.
 pub(super) fn stop_unit(unit: &str) -> io::Result<()> {
-    /// `systemctl(1)`: the unit is not loaded.
-    const NOT_LOADED: i32 = 5;
-    let (status, said) = systemctl(&["stop", unit])?;
-    if status.success() || status.code() == Some(NOT_LOADED) {
-        return Ok(());
-    }
-    Err(io::Error::other(format!("systemctl stop: {said}")))
+    Manager::System.stop(unit)
 }
 
 /// A service manager.
@@ -170,6 +164,17 @@ impl Manager {
             Self::System => &[],
             Self::User => &["--user"],
         }
+    }
+
+    /// Stops a unit and waits until it has stopped. One that is gone is stopped.
+    pub(super) fn stop(self, unit: &str) -> io::Result<()> {
+        /// `systemctl(1)`: the unit is not loaded.
+        const NOT_LOADED: i32 = 5;
+        let (status, said) = systemctl(&[self.flags(), &["stop", "--", unit]].concat())?;
+        if status.success() || status.code() == Some(NOT_LOADED) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("systemctl stop: {said}")))
     }
 
     /// What it says of a unit's property.

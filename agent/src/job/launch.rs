@@ -117,6 +117,17 @@ fn in_unit(job: &Job, manager: &[&str]) -> io::Result<()> {
     )))
 }
 
+/// The running program itself, even when an update has taken its file away.
+#[cfg(target_os = "linux")]
+fn this_program() -> io::Result<std::path::PathBuf> {
+    Ok("/proc/self/exe".into())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn this_program() -> io::Result<std::path::PathBuf> {
+    std::env::current_exe()
+}
+
 /// What an activator gets of the agent's environment: what finds Nix, and what finds a user's things.
 fn activator_environment() -> Vec<(OsString, OsString)> {
     let mut environment = nix::clean_environment();
@@ -136,8 +147,7 @@ fn in_session(job: &Job) -> Result<(), io::Error> {
         .create(true)
         .mode(0o600)
         .open(job.dir().join("activator.log"))?;
-    // The running program itself, even when an update has taken its file away.
-    let mut child = Command::new("/proc/self/exe")
+    let mut child = Command::new(this_program()?)
         .args(["activator", "--job", job.dir().as_str()])
         .env_clear()
         .envs(activator_environment())

@@ -46,8 +46,25 @@ impl BootId {
     /// # Errors
     /// The kernel does not tell.
     pub fn current() -> io::Result<Self> {
-        let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
-        Ok(Self(text.trim().to_owned()))
+        Ok(Self(boot_id()?.trim().to_owned()))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn boot_id() -> io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+}
+
+#[cfg(target_os = "macos")]
+fn boot_id() -> io::Result<String> {
+    let output = std::process::Command::new("/usr/sbin/sysctl")
+        .args(["-n", "kern.bootsessionuuid"])
+        .output()?;
+    match String::from_utf8(output.stdout) {
+        Ok(text) if output.status.success() => Ok(text),
+        _ => Err(io::Error::other(
+            "sysctl does not tell kern.bootsessionuuid",
+        )),
     }
 }
 

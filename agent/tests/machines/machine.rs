@@ -371,6 +371,20 @@ while [ -e {NOTES}/gates/{name}.activate ]; do sleep 0.01; done
         result(&job)
     }
 
+    /// Carries out a job that nobody confirms.
+    pub(crate) fn carry_out_unconfirmed(&self, spec: &JobSpec) -> JobResult {
+        let job = self.create(spec);
+        Activator::start(&job).wait();
+        result(&job)
+    }
+
+    /// Puts a program first in `PATH`.
+    pub(crate) fn fake(&self, name: &str, script: &str) {
+        let file = self.dir.join("bin").join(name);
+        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        run("chmod", &["755", file.as_str()]);
+    }
+
     /// Has `closure` deployed well, as the state that a test starts from.
     pub(crate) fn running(&self, closure: &StorePath) -> JobResult {
         let result = self.carry_out(&self.spec(closure));

@@ -11,3 +11,4 @@ mod machine;
 mod nixos;
 mod profiles;
 mod realise;
+mod successor;

@@ -12,20 +12,12 @@ use crate::machine::{
     inside, link, log, outcome, result, run, until,
 };
 
-/// A program that comes first in `PATH`.
-fn fake(machine: &Machine, name: &str, script: &str) {
-    let file = machine.dir().join("bin").join(name);
-    fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
-    run("chmod", &["755", file.as_str()]);
-}
-
 /// Makes the machine one with a systemd, as far as is needed: units fail that `failed` names.
 fn with_systemd(machine: &Machine) {
     fs::create_dir_all("/run/systemd/system").unwrap();
     let failed = machine.dir().join("failed");
     fs::write(&failed, "").unwrap();
-    fake(
-        machine,
+    machine.fake(
         "systemctl",
         &format!(
             r#"case $1 in
@@ -36,12 +28,11 @@ is-system-running) echo running ;;
 esac"#
         ),
     );
-    fake(
-        machine,
+    machine.fake(
         "systemd-run",
         r#"while [ "$1" != -- ]; do shift; done; shift; exec "$@""#,
     );
-    fake(machine, "systemd-inhibit", r#"exec cat"#);
+    machine.fake("systemd-inhibit", r#"exec cat"#);
 }
 
 fn fail_units(machine: &Machine, units: &str) {
@@ -529,11 +520,7 @@ fn a_machine_that_shuts_down_is_left_to_its_next_boot() {
         };
         let b = machine.nixos("b", cut);
         let job = machine.create(&machine.spec(&b));
-        fake(
-            machine,
-            "systemctl",
-            "[ $1 = is-system-running ] && echo stopping",
-        );
+        machine.fake("systemctl", "[ $1 = is-system-running ] && echo stopping");
         Activator::start(&job).wait();
         assert!(job.view().unwrap().result.is_none(), "nothing is decided");
         assert_eq!(current().as_ref(), Some(&b), "nothing went back");
