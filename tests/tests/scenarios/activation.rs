@@ -128,7 +128,7 @@ fn an_activation_that_fails_half_way_is_rolled_back() {
         let v2 = world.system(&System::new("web-1", "2").failing_after(2))?;
         assert_eq!(world.carry_out(&machine, &v1)?.state, State::Succeeded);
 
-        world.deploy(&machine, &v2, &[])?.expect_code(3)?;
+        world.deploy(&machine, &v2, &[])?.expect_code(4)?;
         assert_eq!(machine.current_system()?.as_ref(), Some(&v1));
         assert_eq!(machine.profile(SYSTEM_PROFILE)?.as_ref(), Some(&v1));
         assert_eq!(
