@@ -130,10 +130,10 @@ impl Activator {
                 "the journal does not say what ran before, so nothing can be restored",
             )
             .worse("somebody has to look at the machine")),
-            (Some(Phase::Committed), Some(before)) => Ok(self.ending(&before)),
+            (Some(Phase::Committed), Some(_)) => Ok(self.ending()),
             (Some(Phase::Committing), Some(before)) => self
                 .commit(&before)
-                .map(|()| self.ending(&before))
+                .map(|()| self.ending())
                 .map_err(|f| self.go_back(&before, f)),
             (Some(Phase::Staging), Some(before)) => self
                 .stage(&before, "an activator before this one began it")
@@ -225,7 +225,7 @@ impl Activator {
     }
 
     /// How a job ended for which all was done before this activator began.
-    fn ending(&self, _before: &Before) -> Ending {
+    fn ending(&self) -> Ending {
         let history = self.journal.history();
         if history.has_been(Phase::Staging) {
             Ending::Staged("the next boot brings it".to_owned())

@@ -6,8 +6,8 @@ use hoist_agent::job::{Jobs, Nonce, Phase};
 use hoist_protocol::{Kind, Reason, State, StorePath};
 
 use crate::machine::{
-    Activator, SYSTEM, Script, assert_all_is, checks_with, confirm, confirmation, current,
-    generations, inside, link, log, outcome, result, until,
+    Activator, SYSTEM, Script, assert_all_is, assert_ends, checks_with, confirm, confirmation,
+    current, generations, inside, link, log, outcome, recover, result, until,
 };
 
 #[test]
@@ -111,12 +111,7 @@ fn an_activation_that_hangs_is_stopped_with_all_it_started_and_its_lists_are_cle
         let mut spec = machine.spec(&machine.nixos("b", hangs));
         spec.target.activation_timeout_ms = 300;
         let result = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&result),
-            (State::Failed, Some(Reason::ActivationTimedOut)),
-            "{}",
-            result.message
-        );
+        assert_ends(&result, (State::Failed, Some(Reason::ActivationTimedOut)));
         assert_all_is(machine, &a);
         assert!(!fs::exists("/run/nixos/start-list").unwrap());
         let pid = fs::read_to_string("/nix/var/notes/pid").unwrap();
@@ -138,13 +133,10 @@ fn a_health_check_knows_what_it_checks_and_one_that_fails_goes_back() {
         let mut spec = machine.spec(&b);
         spec.target.health_checks = [good, bad].map(checks_with).to_vec();
         let job = machine.create(&spec);
-        Activator::start(&job).wait();
-        let result = result(&job);
-        assert_eq!(
-            outcome(&result),
+        let result = recover(&job);
+        assert_ends(
+            &result,
             (State::RolledBack, Some(Reason::HealthCheckFailed)),
-            "{}",
-            result.message
         );
         assert!(
             result.message.as_str().contains("exited with 7"),
@@ -160,11 +152,9 @@ fn a_health_check_knows_what_it_checks_and_one_that_fails_goes_back() {
         spec.target.health_checks = vec![checks_with(hangs)];
         spec.target.confirm_timeout_ms = 200;
         let result = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&result),
+        assert_ends(
+            &result,
             (State::RolledBack, Some(Reason::HealthCheckFailed)),
-            "{}",
-            result.message
         );
         assert_all_is(machine, &a);
     });
@@ -181,14 +171,8 @@ fn what_is_not_confirmed_in_time_goes_back_and_no_other_confirmation_counts() {
         let mut stale = confirmation(&job);
         stale.nonce = Nonce::random();
         job.confirm(&stale).unwrap();
-        Activator::start(&job).wait();
-        let result = result(&job);
-        assert_eq!(
-            outcome(&result),
-            (State::RolledBack, Some(Reason::NotConfirmed)),
-            "{}",
-            result.message
-        );
+        let result = recover(&job);
+        assert_ends(&result, (State::RolledBack, Some(Reason::NotConfirmed)));
         assert!(log(&job).contains("it is for another job"));
         assert_all_is(machine, &a);
     });
@@ -204,12 +188,7 @@ fn a_commit_that_fails_restores_profile_boot_default_and_system() {
             ..Script::PLAIN
         };
         let result = machine.carry_out(&machine.spec(&machine.nixos("b", full)));
-        assert_eq!(
-            outcome(&result),
-            (State::Failed, Some(Reason::BootLoaderFailed)),
-            "{}",
-            result.message
-        );
+        assert_ends(&result, (State::Failed, Some(Reason::BootLoaderFailed)));
         assert_all_is(machine, &a);
         assert_eq!(
             machine.notes()[2..],

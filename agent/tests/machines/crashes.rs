@@ -7,8 +7,8 @@ use hoist_protocol::{Reason, State};
 use rustix::process::Signal;
 
 use crate::machine::{
-    Activator, SYSTEM, Script, assert_all_is, checks_with, confirm, generations, inside, log,
-    outcome, result, run, until,
+    Activator, SYSTEM, Script, assert_all_is, assert_ends, checks_with, confirm, generations,
+    inside, log, outcome, recover, result, run, until,
 };
 
 #[test]
@@ -43,8 +43,7 @@ fn an_activator_killed_before_the_confirmation_goes_back_when_it_is_started_agai
             }
             activator.kill();
             assert!(!job.view().unwrap().alive);
-            Activator::start(&job).wait();
-            let result = result(&job);
+            let result = recover(&job);
             assert_eq!(
                 outcome(&result),
                 (state, Some(Reason::Interrupted)),
@@ -86,13 +85,10 @@ fn an_activator_killed_while_it_goes_back_still_goes_back_for_the_first_reason()
             activator.kill();
         }
         machine.open("a.test");
-        Activator::start(&job).wait();
-        let result = result(&job);
-        assert_eq!(
-            outcome(&result),
+        let result = recover(&job);
+        assert_ends(
+            &result,
             (State::RolledBack, Some(Reason::ActivationScriptFailed)),
-            "{}",
-            result.message
         );
         assert_all_is(machine, &a);
     });
@@ -112,14 +108,8 @@ fn an_activator_killed_after_the_confirmation_goes_forward() {
         });
         activator.kill();
         machine.open("b.boot");
-        Activator::start(&job).wait();
-        let result = result(&job);
-        assert_eq!(
-            outcome(&result),
-            (State::Succeeded, None),
-            "{}",
-            result.message
-        );
+        let result = recover(&job);
+        assert_ends(&result, (State::Succeeded, None));
         assert_all_is(machine, &b);
         assert_eq!(generations(SYSTEM).len(), 2);
     });
@@ -134,14 +124,8 @@ fn a_power_cut_before_the_confirmation_ends_on_what_the_machine_booted() {
         let activator = Activator::start_until(&job, Phase::Confirming);
         machine.power_cut(&job, activator);
         let notes = machine.notes();
-        Activator::start(&job).wait();
-        let result = result(&job);
-        assert_eq!(
-            outcome(&result),
-            (State::RolledBack, Some(Reason::Interrupted)),
-            "{}",
-            result.message
-        );
+        let result = recover(&job);
+        assert_ends(&result, (State::RolledBack, Some(Reason::Interrupted)));
         assert!(
             result.message.as_str().contains("booted"),
             "{}",
@@ -174,14 +158,8 @@ fn a_power_cut_after_the_confirmation_goes_forward_even_when_the_activator_is_ki
         });
         activator.kill();
         machine.open("b.test");
-        Activator::start(&job).wait();
-        let result = result(&job);
-        assert_eq!(
-            outcome(&result),
-            (State::Succeeded, None),
-            "{}",
-            result.message
-        );
+        let result = recover(&job);
+        assert_ends(&result, (State::Succeeded, None));
         assert_all_is(machine, &b);
     });
 }
@@ -226,14 +204,8 @@ fn a_disk_that_the_activation_fills_does_not_keep_the_machine_from_going_back() 
             ..Script::PLAIN
         };
         let job = machine.create(&machine.spec(&machine.nixos("b", script)));
-        Activator::start(&job).wait();
-        let result = result(&job);
-        assert_eq!(
-            outcome(&result),
-            (State::Failed, Some(Reason::ActivationFailed)),
-            "{}",
-            result.message
-        );
+        let result = recover(&job);
+        assert_ends(&result, (State::Failed, Some(Reason::ActivationFailed)));
         assert!(
             result
                 .log_tail

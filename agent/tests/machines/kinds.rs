@@ -6,8 +6,8 @@ use hoist_agent::job::{JobSpec, Phase};
 use hoist_protocol::{Action, ClosureFile, Kind, ProfileName, Reason, State, StorePath};
 
 use crate::machine::{
-    Activator, Machine, PROFILE, Script, checks_with, confirm, generations, inside, link, log,
-    outcome, result, run, until,
+    Activator, Machine, PROFILE, Script, assert_ends, checks_with, confirm, generations, inside,
+    link, log, outcome, recover, result, run, until,
 };
 
 /// A kind, as the tests need it.
@@ -101,12 +101,7 @@ fn every_kind_sets_its_profile_and_runs_its_program() {
         let a = sort.running_a(machine);
         let b = (sort.make)(machine, "b", Script::PLAIN);
         let result = machine.carry_out(&sort.spec(machine, &b));
-        assert_eq!(
-            outcome(&result),
-            (State::Succeeded, None),
-            "{}",
-            result.message
-        );
+        assert_ends(&result, (State::Succeeded, None));
         assert_eq!(result.kind.as_ref(), Some(&sort.kind));
         assert_eq!(
             (result.previous.as_ref(), result.current.as_ref()),
@@ -129,23 +124,16 @@ fn every_kind_activates_what_ran_before_when_the_new_one_does_not_hold() {
         };
         let bad = (sort.make)(machine, "bad", failing);
         let failed = machine.carry_out(&sort.spec(machine, &bad));
-        assert_eq!(
-            outcome(&failed),
-            (State::Failed, Some(Reason::ActivationFailed)),
-            "{}",
-            failed.message
-        );
+        assert_ends(&failed, (State::Failed, Some(Reason::ActivationFailed)));
         assert!(failed.message.as_str().contains("exited with 7"));
 
         let b = (sort.make)(machine, "b", Script::PLAIN);
         let mut spec = sort.spec(machine, &b);
         spec.target.health_checks = vec![checks_with(machine.program("no", "exit 1"))];
         let unhealthy = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&unhealthy),
+        assert_ends(
+            &unhealthy,
             (State::RolledBack, Some(Reason::HealthCheckFailed)),
-            "{}",
-            unhealthy.message
         );
         assert_eq!(unhealthy.current.as_ref(), Some(&a));
         assert_eq!(link(&profile).as_ref(), Some(&a));
@@ -180,8 +168,7 @@ fn every_kind_goes_back_when_its_activator_is_killed_before_the_confirmation() {
                 machine.notes().last().unwrap() == "b activate"
             });
             activator.kill();
-            Activator::start(&job).wait();
-            let result = result(&job);
+            let result = recover(&job);
             assert_eq!(
                 outcome(&result),
                 (state, Some(Reason::Interrupted)),
@@ -258,11 +245,9 @@ fn the_first_generation_of_a_kind_that_runs_programs_cannot_be_taken_back() {
         spec.target.kind = Kind::Custom(ClosureFile::new("bin/setup").unwrap());
         spec.target.health_checks = vec![checks_with(machine.program("no", "exit 1"))];
         let stays = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&stays),
+        assert_ends(
+            &stays,
             (State::RollbackFailed, Some(Reason::HealthCheckFailed)),
-            "{}",
-            stays.message
         );
         assert!(stays.message.as_str().contains("nothing to go back to"));
         assert_eq!(

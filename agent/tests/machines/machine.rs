@@ -453,6 +453,17 @@ pub(crate) fn result(job: &Job) -> JobResult {
     view.result.expect("an activator that ended wrote a result")
 }
 
+/// Lets an activator work on a job until it has ended, and returns how.
+pub(crate) fn recover(job: &Job) -> JobResult {
+    Activator::start(job).wait();
+    result(job)
+}
+
+/// A job has ended so.
+pub(crate) fn assert_ends(result: &JobResult, expected: (State, Option<Reason>)) {
+    assert_eq!(outcome(result), expected, "{}", result.message);
+}
+
 /// What a link leads to in the end.
 pub(crate) fn link(path: &str) -> Option<StorePath> {
     let target = Utf8Path::new(path).canonicalize_utf8().ok()?;

@@ -8,8 +8,8 @@ use hoist_protocol::{
 };
 
 use crate::machine::{
-    Activator, Machine, SYSTEM, Script, assert_all_is, checks_with, confirm, current, generations,
-    inside, link, log, outcome, result, run, until,
+    Activator, Machine, SYSTEM, Script, assert_all_is, assert_ends, checks_with, confirm, current,
+    generations, inside, link, log, outcome, recover, result, run, until,
 };
 
 /// Makes the machine one with a systemd, as far as is needed: units fail that `failed` names.
@@ -55,12 +55,7 @@ fn an_order_for_the_next_boot_activates_nothing() {
         let mut spec = machine.spec(&b);
         spec.target.action = Action::Boot;
         let staged = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&staged),
-            (State::Staged, None),
-            "{}",
-            staged.message
-        );
+        assert_ends(&staged, (State::Staged, None));
         assert_is_staged(machine, &a, &b);
         assert_eq!(machine.notes()[2..], ["b boot"]);
     });
@@ -78,12 +73,7 @@ fn an_order_for_the_next_boot_that_cannot_be_staged_changes_nothing() {
         let mut spec = machine.spec(&machine.nixos("b", full));
         spec.target.action = Action::Boot;
         let failed = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&failed),
-            (State::Failed, Some(Reason::BootLoaderFailed)),
-            "{}",
-            failed.message
-        );
+        assert_ends(&failed, (State::Failed, Some(Reason::BootLoaderFailed)));
         assert_all_is(machine, &a);
         assert_eq!(
             machine.notes()[2..],
@@ -115,12 +105,7 @@ fn a_staging_that_is_interrupted_is_completed() {
             machine.open("b.boot");
             Activator::start(&job).wait();
             let staged = result(&job);
-            assert_eq!(
-                outcome(&staged),
-                (State::Staged, None),
-                "{}",
-                staged.message
-            );
+            assert_ends(&staged, (State::Staged, None));
             assert_eq!(machine.boot_default().as_ref(), Some(&b));
         }
     });
@@ -142,12 +127,7 @@ fn what_only_a_boot_can_bring_is_staged_and_not_tried_again_and_again() {
         };
         let b = machine.nixos_with("b", new_init, &kernel(1));
         let staged = machine.carry_out(&machine.spec(&b));
-        assert_eq!(
-            outcome(&staged),
-            (State::Staged, None),
-            "{}",
-            staged.message
-        );
+        assert_ends(&staged, (State::Staged, None));
         assert!(
             staged.message.as_str().contains("init"),
             "{}",
@@ -158,12 +138,7 @@ fn what_only_a_boot_can_bring_is_staged_and_not_tried_again_and_again() {
 
         let c = machine.nixos_with("c", Script::PLAIN, &kernel(2));
         let staged = machine.carry_out(&machine.spec(&c));
-        assert_eq!(
-            outcome(&staged),
-            (State::Staged, None),
-            "{}",
-            staged.message
-        );
+        assert_ends(&staged, (State::Staged, None));
         assert!(
             staged.message.as_str().contains("kernel"),
             "{}",
@@ -176,12 +151,7 @@ fn what_only_a_boot_can_bring_is_staged_and_not_tried_again_and_again() {
             let mut spec = machine.spec(&system);
             spec.target.action = Action::Test;
             let refused = machine.carry_out(&spec);
-            assert_eq!(
-                outcome(&refused),
-                (State::Failed, Some(Reason::NeedsReboot)),
-                "{}",
-                refused.message
-            );
+            assert_ends(&refused, (State::Failed, Some(Reason::NeedsReboot)));
             assert_is_staged(machine, &a, &c);
         }
     });
@@ -196,12 +166,7 @@ fn a_test_that_is_confirmed_leaves_profile_and_boot_default() {
         let mut spec = machine.spec(&b);
         spec.target.action = Action::Test;
         let tested = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&tested),
-            (State::Succeeded, None),
-            "{}",
-            tested.message
-        );
+        assert_ends(&tested, (State::Succeeded, None));
         assert_is_staged(machine, &b, &a);
         assert_eq!(generations(SYSTEM).len(), 1);
 
@@ -251,12 +216,7 @@ fn a_specialisation_runs_while_the_profile_stays_on_the_whole_system() {
         confirm(&job);
         activator.wait();
         let night = result(&job);
-        assert_eq!(
-            outcome(&night),
-            (State::Succeeded, None),
-            "{}",
-            night.message
-        );
+        assert_ends(&night, (State::Succeeded, None));
         assert_is_staged(machine, &special, &b);
         assert_eq!(machine.notes()[2..], ["special test", "b boot"]);
 
@@ -298,9 +258,9 @@ fn failed_units_are_judged_by_the_orders_policy_and_by_what_had_failed_before() 
         let back = (State::RolledBack, Some(Reason::UnitsFailed));
 
         let rolled_back = with(&known, UnitsFailed::RollBack);
-        assert_eq!(outcome(&rolled_back), back, "{}", rolled_back.message);
+        assert_ends(&rolled_back, back);
         let new = with(&flaky, UnitsFailed::KeepIfFailedBefore);
-        assert_eq!(outcome(&new), back, "{}", new.message);
+        assert_ends(&new, back);
         let said = new.message.as_str();
         assert!(
             said.contains("new.service") && !said.contains("old.service"),
@@ -309,14 +269,14 @@ fn failed_units_are_judged_by_the_orders_policy_and_by_what_had_failed_before() 
         assert_all_is(machine, &a);
 
         let kept = with(&known, UnitsFailed::KeepIfFailedBefore);
-        assert_eq!(outcome(&kept), (State::Succeeded, None), "{}", kept.message);
+        assert_ends(&kept, (State::Succeeded, None));
         assert!(
             kept.message.as_str().contains("old.service"),
             "{}",
             kept.message
         );
         let kept = with(&flaky, UnitsFailed::Keep);
-        assert_eq!(outcome(&kept), (State::Succeeded, None), "{}", kept.message);
+        assert_ends(&kept, (State::Succeeded, None));
         assert!(
             kept.message.as_str().contains("new.service"),
             "{}",
@@ -336,11 +296,9 @@ fn a_check_that_had_failed_before_counts_only_where_the_order_says_so() {
         let mut spec = machine.spec(&machine.nixos("b", Script::PLAIN));
         spec.target.health_checks = vec![HealthCheck::new(web.clone())];
         let failed = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&failed),
+        assert_ends(
+            &failed,
             (State::RolledBack, Some(Reason::HealthCheckFailed)),
-            "{}",
-            failed.message
         );
         assert!(
             failed.message.as_str().contains("web.service"),
@@ -351,7 +309,7 @@ fn a_check_that_had_failed_before_counts_only_where_the_order_says_so() {
         spec.id = crate::machine::new_id();
         spec.target.health_checks[0].only_if_held_before = true;
         let kept = machine.carry_out(&spec);
-        assert_eq!(outcome(&kept), (State::Succeeded, None), "{}", kept.message);
+        assert_ends(&kept, (State::Succeeded, None));
 
         // It holds now: from here on it has to.
         fail_units(machine, "");
@@ -365,11 +323,9 @@ fn a_check_that_had_failed_before_counts_only_where_the_order_says_so() {
             ..HealthCheck::new(web)
         }];
         let failed = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&failed),
+        assert_ends(
+            &failed,
             (State::RolledBack, Some(Reason::HealthCheckFailed)),
-            "{}",
-            failed.message
         );
     });
 }
@@ -420,12 +376,7 @@ fn another_switch_is_waited_for_and_not_for_ever() {
         let mut spec = machine.spec(&b);
         spec.target.activation_timeout_ms = 300;
         let busy = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&busy),
-            (State::Failed, Some(Reason::Busy)),
-            "{}",
-            busy.message
-        );
+        assert_ends(&busy, (State::Failed, Some(Reason::Busy)));
         assert_eq!(
             machine.notes(),
             ["a test", "a boot"],
@@ -468,12 +419,7 @@ fn a_boot_loader_that_boots_something_else_is_noticed() {
         fs::write("/boot/grub/grub.cfg", menu).unwrap();
         let b = machine.nixos("b", Script::PLAIN);
         let stuck = machine.carry_out(&machine.spec(&b));
-        assert_eq!(
-            outcome(&stuck),
-            (State::Failed, Some(Reason::BootLoaderFailed)),
-            "{}",
-            stuck.message
-        );
+        assert_ends(&stuck, (State::Failed, Some(Reason::BootLoaderFailed)));
         assert!(
             stuck.message.as_str().contains("still boots"),
             "{}",
@@ -494,12 +440,7 @@ fn a_boot_partition_without_room_is_found_out_before_anything_is_activated() {
         let kernel = machine.program("kernel", &"#".repeat(100_000));
         let b = machine.nixos_with("b", Script::PLAIN, &format!("ln -s {kernel} $out/kernel"));
         let refused = machine.carry_out(&machine.spec(&b));
-        assert_eq!(
-            outcome(&refused),
-            (State::Failed, Some(Reason::DiskFull)),
-            "{}",
-            refused.message
-        );
+        assert_ends(&refused, (State::Failed, Some(Reason::DiskFull)));
         assert_eq!(machine.notes(), ["a test", "a boot"]);
         let name = kernel.as_str().trim_start_matches("/nix/store/");
         fs::write(format!("/boot/kernels/{name}"), "").unwrap();
@@ -530,8 +471,7 @@ fn a_machine_that_shuts_down_is_left_to_its_next_boot() {
         let nothing = Activator::start(&job);
         machine.power_cut(&job, nothing);
         fs::create_dir_all("/run/systemd/system").unwrap();
-        Activator::start(&job).wait();
-        let result = result(&job);
+        let result = recover(&job);
         assert_eq!(
             result.reason,
             Some(Reason::Interrupted),

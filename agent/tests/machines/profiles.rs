@@ -6,8 +6,8 @@ use hoist_agent::job::{JobSpec, Phase};
 use hoist_protocol::{Reason, State};
 
 use crate::machine::{
-    Activator, PROFILE, SYSTEM, Script, checks_with, confirm, current, generations, inside, link,
-    new_id, outcome, result, run,
+    Activator, PROFILE, SYSTEM, Script, assert_ends, checks_with, confirm, current, generations,
+    inside, link, new_id, outcome, result, run,
 };
 
 #[test]
@@ -56,12 +56,7 @@ fn a_plain_profile_is_set_before_it_is_confirmed_and_set_back_when_it_is_not() {
         fs::remove_file(format!("{PROFILE}-1-link")).unwrap();
         activator.wait();
         let late = result(&job);
-        assert_eq!(
-            outcome(&late),
-            (State::RolledBack, Some(Reason::NotConfirmed)),
-            "{}",
-            late.message
-        );
+        assert_ends(&late, (State::RolledBack, Some(Reason::NotConfirmed)));
         assert_eq!(link(PROFILE).as_ref(), Some(&a));
 
         let job = machine.create(&machine.spec(&b));
@@ -181,12 +176,7 @@ fn a_store_that_a_health_check_fills_does_not_keep_a_profile_from_going_back() {
         let mut spec = machine.spec(&machine.tool("b"));
         spec.target.health_checks = vec![checks_with(machine.program("fills", fills))];
         let full = machine.carry_out(&spec);
-        assert_eq!(
-            outcome(&full),
-            (State::RolledBack, Some(Reason::HealthCheckFailed)),
-            "{}",
-            full.message
-        );
+        assert_ends(&full, (State::RolledBack, Some(Reason::HealthCheckFailed)));
         let without_nix = |line: &hoist_protocol::Text<256>| line.as_str().contains("without Nix");
         assert!(full.log_tail.iter().any(without_nix), "the disk was full");
         assert_eq!(link(PROFILE).as_ref(), Some(&a));

@@ -6,8 +6,8 @@ use hoist_agent::job::{AgentIdentity, ConfirmBy, JobSpec, Outage, Phase};
 use hoist_protocol::{Reason, State, StorePath, Text, UnitName, limits};
 
 use crate::machine::{
-    Activator, Machine, Script, assert_all_is, confirm, confirmation, inside, log, outcome, result,
-    until,
+    Activator, Machine, Script, assert_all_is, assert_ends, confirm, confirmation, inside, log,
+    outcome, result, until,
 };
 
 const UNIT: &str = "agent.service";
@@ -117,12 +117,7 @@ fn a_system_without_an_agent_is_refused_unless_the_order_allows_it() {
         let bare = machine.nixos("bare", Script::PLAIN);
         let notes = machine.notes();
         let refused = machine.carry_out(&spec(machine, &bare, &old));
-        assert_eq!(
-            outcome(&refused),
-            (State::Failed, Some(Reason::NoAgent)),
-            "{}",
-            refused.message
-        );
+        assert_ends(&refused, (State::Failed, Some(Reason::NoAgent)));
         assert_eq!(machine.notes(), notes);
 
         // The switch has stopped the agent: it is started again, with its credentials, to confirm and tell.
@@ -130,12 +125,7 @@ fn a_system_without_an_agent_is_refused_unless_the_order_allows_it() {
         allowed.target.allow_no_agent = true;
         allowed.target.confirm_timeout_ms = 400;
         let unheard = machine.carry_out_unconfirmed(&allowed);
-        assert_eq!(
-            outcome(&unheard),
-            (State::RolledBack, Some(Reason::NotConfirmed)),
-            "{}",
-            unheard.message
-        );
+        assert_ends(&unheard, (State::RolledBack, Some(Reason::NotConfirmed)));
         let asked = calls(machine);
         let started = format!(
             "--property=LoadCredential=key:/secret/key --setenv=PATH -- {old} run --config=/etc/agent.toml"
