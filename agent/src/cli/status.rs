@@ -212,3 +212,92 @@ fn held(seen: &Seen, now: Timestamp) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use hoist_agent_core::Hold;
+    use hoist_protocol::Text;
+
+    use super::*;
+    use crate::control::Connection;
+
+    const PATH: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-web";
+
+    fn seen(agent: AgentSeen) -> Seen {
+        let status = serde_json::json!({
+            "agent": "web-1", "fleet": "prod", "state": "failed", "ts": 1_000, "reason": "missing_path",
+            "message": "no cache\nhas it", "current_path": PATH, "profile_path": PATH,
+            "booted_path": format!("{PATH}-old"), "reboot_reasons": ["kernel", "kernel_modules"],
+            "held": true, "agent_version": "1", "system": "x86_64-linux", "formats": [1], "session": "s",
+            "warnings": ["one", "two"],
+        });
+        Seen {
+            status: serde_json::from_value(status).unwrap(),
+            is_named: true,
+            agent,
+            hold: Some(Hold {
+                since: Timestamp::from_ms(0),
+                until: None,
+                reason: Text::lossy("a demo"),
+            }),
+        }
+    }
+
+    fn connection() -> Connection {
+        Connection {
+            connected: true,
+            broker: "mqtts://broker".parse().unwrap(),
+            since: Some(Timestamp::from_ms(1_000)),
+            problem: Text::default(),
+            denied: Vec::new(),
+            echo: None,
+        }
+    }
+
+    #[test]
+    fn what_differs_from_what_runs_is_shown_and_what_does_not_is_left_out() {
+        let text = to_text(
+            &seen(AgentSeen::Running(connection())),
+            Timestamp::from_ms(4_000),
+            Screen::PLAIN,
+        );
+        for line in [
+            "web-1 of fleet prod",
+            "connected to mqtts://broker:8883, since 3s",
+            "failed [missing_path]",
+            "no cache has it",
+            "booted   /nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-web-old",
+            "needed: kernel, kernel modules of what runs",
+            "until `hoist-agent release`: a demo",
+            "warning  one",
+            "         two",
+        ] {
+            assert!(text.contains(line), "{line:?} in {text}");
+        }
+        assert!(!text.contains("profile"), "{text}");
+    }
+
+    #[test]
+    fn the_json_is_the_agents_report_with_what_only_this_machine_knows() {
+        let json = to_json(&seen(AgentSeen::Running(connection())));
+        assert_eq!(
+            (&json["state"], &json["connected"]),
+            (&"failed".into(), &true.into())
+        );
+        assert_eq!(json["hold_reason"], "a demo");
+        assert_eq!(json["connection"]["broker"], "mqtts://broker:8883");
+        let nobody = Seen {
+            is_named: false,
+            ..seen(AgentSeen::Stopped)
+        };
+        let json = to_json(&nobody);
+        assert_eq!(
+            (&json["agent_running"], &json["connected"]),
+            (&false.into(), &false.into())
+        );
+        assert_eq!((json.get("agent"), json.get("session")), (None, None));
+        assert!(
+            to_text(&nobody, Timestamp::from_ms(1), Screen::PLAIN).starts_with("this machine\n")
+        );
+    }
+}

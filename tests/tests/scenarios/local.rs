@@ -11,6 +11,7 @@ use hoist_tests::process::{Finished, Process};
 use hoist_tests::server::Mode;
 use hoist_tests::wait;
 use hoist_tests::world::{Options, World, scenario};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// Runs `hoist-agent` on the machine, with the machine's configuration.
@@ -256,6 +257,36 @@ fn a_command_that_is_killed_leaves_an_activation_that_ends_and_is_told() {
                 history.entries.len() == 1 && history.entries[0].state == State::Succeeded
             }))
         })
+    });
+}
+
+#[test]
+fn a_command_that_is_interrupted_says_that_the_activation_goes_on() {
+    scenario(Options::default(), |world| {
+        let mut machine = world.machine("web-1")?;
+        for (n, with_agent) in [("1", false), ("2", true)] {
+            if with_agent {
+                machine.start_agent()?;
+                wait::until_true("the agent answers", || {
+                    Ok(json(world, &machine, "status")?["agent_running"] == true)
+                })?;
+            }
+            let path = version(world, n)?;
+            let gate = machine.gate(n, "test")?;
+            let args = ["activate", path.as_str(), "--allow-no-agent"];
+            let mut command = begin(world, &machine, &format!("interrupted-{n}"), &args)?;
+            gate.wait_reached()?;
+            command.signal(Signal::INT)?;
+            let said = Finished::wait(command)?.expect_code(130)?.stderr;
+            assert!(said.contains("what was begun goes on"), "{said}");
+            gate.open()?;
+            wait::until_true("it goes on to its end", || {
+                let status = json(world, &machine, "status")?;
+                Ok(status["state"] == "succeeded" && status["path"] == path.as_str())
+            })?;
+            assert_eq!(machine.current_system()?, Some(path));
+        }
+        Ok(())
     });
 }
 
