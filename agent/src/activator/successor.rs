@@ -127,6 +127,8 @@ impl Activator {
             "restarting {}, which the switch left as it was",
             unit.name
         ));
+        // A transient unit goes before the new system's, and would be what is started again.
+        self.dismiss_stand_in(unit);
         let arguments = [
             &["systemctl"],
             unit.manager.flags(),
@@ -172,6 +174,7 @@ impl Activator {
             .chain(unit.manager.flags().iter().copied())
             .chain([&*name, "--collect", "--quiet", "--no-ask-password"])
             .chain(["--service-type=notify", "--description=Hoist agent"])
+            .chain(["--property=Restart=always", "--property=RestartSec=1"])
             .chain(credentials.iter().map(String::as_str))
             .chain(["--setenv=PATH", "--", agent.executable.as_str()])
             .chain(agent.arguments.iter().map(String::as_str))
@@ -189,13 +192,13 @@ impl Activator {
         Ok(())
     }
 
-    /// Stops an agent that stands in, so that the system before can start its own.
+    /// Stops an agent that stands in, so that the machine's system can start its own.
     pub(super) fn dismiss_stand_in(&mut self, unit: &AgentUnit) {
         let transient = unit.manager.property(unit.name.as_str(), "Transient");
         if !transient.is_ok_and(|transient| transient == "yes") {
             return;
         }
-        if let Err(error) = unit.manager.stop(unit.name.as_str()) {
+        if let Err(error) = unit.manager.forget_transient(unit.name.as_str()) {
             self.log
                 .say(&format!("cannot stop the agent that stands in: {error}"));
         }

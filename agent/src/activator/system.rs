@@ -177,6 +177,22 @@ impl Manager {
         Err(io::Error::other(format!("systemctl stop: {said}")))
     }
 
+    /// Stops a transient unit and forgets its file. systemd itself keeps it for as long as another unit refers to
+    /// it, and it goes before a file that a system brings.
+    pub(super) fn forget_transient(self, unit: &str) -> io::Result<()> {
+        let file = self.property(unit, "FragmentPath")?;
+        self.stop(unit)?;
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let (status, said) = systemctl(&[self.flags(), &["daemon-reload"]].concat())?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("systemctl daemon-reload: {said}")))
+    }
+
     /// What it says of a unit's property.
     pub(super) fn property(self, unit: &str, property: &str) -> io::Result<String> {
         let property = format!("--property={property}");

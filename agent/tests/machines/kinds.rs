@@ -186,7 +186,7 @@ fn every_kind_goes_back_when_its_activator_is_killed_before_the_confirmation() {
 }
 
 #[test]
-fn every_kind_goes_forward_when_its_activator_is_killed_after_the_confirmation() {
+fn every_kind_goes_back_after_a_power_cut_and_then_takes_the_same_closure() {
     Sort::each(|machine, sort| {
         sort.running_a(machine);
         let b = (sort.make)(machine, "b", Script::PLAIN);

@@ -131,3 +131,38 @@ fn a_system_without_an_agent_is_refused_before_anything_happens() {
         Ok(())
     });
 }
+
+#[test]
+fn a_system_that_may_come_without_an_agent_is_confirmed_by_the_old_one_which_stays() {
+    booted_scenario(|world| {
+        let machine = Booted::running(world, "web-1")?;
+        // The first has its switch stop the agent, which has to be started again; the second lets it be.
+        let stops = machine
+            .system("1")
+            .without_agent()
+            .after_switch(&format!("systemctl stop {AGENT}"));
+        let stays = machine.system("2").without_agent();
+        for system in [stops, stays] {
+            let path = machine.push(world, &system)?;
+            let mut forge = world.forge(&machine, &path)?;
+            forge.target.allow_no_agent = true;
+            let id = world.publish(&forge)?;
+            let status = world.settled(&machine, id)?;
+            assert_eq!(status.state, State::Succeeded, "{}", status.message);
+            assert_eq!(machine.current_system()?.as_ref(), Some(&path));
+            assert_eq!(machine.boot_default()?.as_ref(), Some(&path));
+            assert_eq!(machine.property(AGENT, "ActiveState")?, "active");
+        }
+        // It is still there to take a system that has one.
+        let next = machine.push(world, &machine.system("3"))?;
+        let status = world.carry_out(&machine, &next)?;
+        assert_eq!(status.state, State::Succeeded, "{}", status.message);
+        assert_eq!(machine.current_system()?.as_ref(), Some(&next));
+        let fragment = machine.property(AGENT, "FragmentPath")?;
+        assert!(
+            !fragment.starts_with("/run/systemd/transient"),
+            "{fragment}"
+        );
+        Ok(())
+    });
+}
