@@ -10,7 +10,13 @@ use super::kinds;
 use super::successor::AgentUnit;
 use crate::job::{Before, ConfirmBy, Confirmation, Phase, Record, chain};
 
-/// How often it is looked for the confirmation.
+/// How often it is looked for the confirmation at first: most come within milliseconds,
+const EAGER: Duration = Duration::from_millis(2);
+
+/// for so long,
+const EAGER_FOR: Duration = Duration::from_secs(2);
+
+/// and how often later.
 const POLL: Duration = Duration::from_millis(10);
 
 /// How long it is waited for a broker that is away.
@@ -49,6 +55,7 @@ impl Activator {
         ));
         let mut objection = None;
         let mut outage = None;
+        let waiting = Instant::now();
         loop {
             match self.job.confirmation() {
                 Ok(None) => {}
@@ -84,7 +91,8 @@ impl Activator {
                     ),
                 ));
             }
-            std::thread::sleep(POLL);
+            let eager = waiting.elapsed() < EAGER_FOR;
+            std::thread::sleep(if eager { EAGER } else { POLL });
         }
     }
 

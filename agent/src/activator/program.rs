@@ -21,6 +21,9 @@ const GATE: &str = r#"IFS= read -r word && [ "$word" = go ] || exit 125; exec "$
 /// How often it is looked after a program that says nothing.
 const POLL: Duration = Duration::from_millis(5);
 
+/// The same once it has closed its output: most end right after that.
+const SOON: Duration = Duration::from_millis(1);
+
 /// How long the last output of a program that has ended is waited for. What it left running in the
 /// background may keep the pipe open for ever.
 const DRAIN: Duration = Duration::from_millis(200);
@@ -154,7 +157,7 @@ impl Gated {
             match self.lines.recv_timeout(POLL) {
                 Ok((stream, text)) => line(stream, &text),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(SOON),
             }
             match asked_at {
                 None if begun.elapsed() >= self.limit => {

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::job::{ConfirmBy, Job, JobError, JobResult, JobView, LogCursor, Phase};
 
 /// How often a job is looked at in its first seconds,
-const OFTEN: Duration = Duration::from_millis(20);
+const OFTEN: Duration = Duration::from_millis(5);
 
 /// and later.
 const SELDOM: Duration = Duration::from_millis(50);
