@@ -1,13 +1,12 @@
 //! Health checks: what must hold on a machine after an activation.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::RangeInclusive;
-use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::conversions::text_conversions;
 use crate::limits;
 use crate::store_path::{StorePath, System};
 use crate::word::UnitName;
@@ -223,38 +222,7 @@ impl HttpUrl {
     }
 }
 
-macro_rules! text_conversions {
-    ($($name:ident),*) => {$(
-        impl TryFrom<String> for $name {
-            type Error = EndpointError;
-
-            fn try_from(text: String) -> Result<Self, EndpointError> {
-                Self::new(text)
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> Self {
-                value.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = EndpointError;
-
-            fn from_str(text: &str) -> Result<Self, EndpointError> {
-                Self::new(text)
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-    )*};
-}
-text_conversions!(Endpoint, HttpUrl);
+text_conversions!(EndpointError => Endpoint, HttpUrl);
 
 #[cfg(test)]
 mod tests {

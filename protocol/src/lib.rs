@@ -7,6 +7,7 @@ mod check;
 mod client;
 mod closure;
 mod closures;
+mod conversions;
 mod deployment;
 mod envelope;
 mod key;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::conversions::text_conversions;
+
 /// A text that is no binary cache a machine could be told to add.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum SubstituterError {
@@ -96,29 +98,4 @@ impl CacheKey {
     }
 }
 
-macro_rules! text_conversions {
-    ($($name:ident),*) => {$(
-        impl TryFrom<String> for $name {
-            type Error = SubstituterError;
-
-            fn try_from(text: String) -> Result<Self, SubstituterError> {
-                Self::new(text)
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> Self {
-                value.0
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = SubstituterError;
-
-            fn from_str(text: &str) -> Result<Self, SubstituterError> {
-                Self::new(text)
-            }
-        }
-    )*};
-}
-text_conversions!(SubstituterUrl, CacheKey);
+text_conversions!(SubstituterError => SubstituterUrl, CacheKey);

@@ -1,9 +1,8 @@
 //! Short texts with a grammar of their own: what a deployment names on a machine.
 
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
+
+use crate::conversions::text_conversions;
 
 /// Why a text is not the word that it should be.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -43,33 +42,7 @@ macro_rules! words {
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&self.0)
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = WordError;
-
-            fn from_str(text: &str) -> Result<Self, WordError> {
-                Self::new(text)
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = WordError;
-
-            fn try_from(text: String) -> Result<Self, WordError> {
-                Self::new(text)
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(word: $name) -> Self {
-                word.0
-            }
-        }
+        text_conversions!(WordError => $name);
     )*};
 }
 

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+pub use hoist_certs::program::show_duration as show;
 use hoist_protocol::{Text, limits};
 use jiff::{Span, SpanRelativeTo};
 
@@ -98,27 +99,6 @@ pub fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Shows a duration in its one or two largest units: `5m 3s`, `2h 1m`, `90d`. Below a second: `120ms`.
-#[must_use]
-pub fn show(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    if seconds == 0 {
-        return format!("{}ms", duration.subsec_millis());
-    }
-    let units = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
-    let first = units
-        .iter()
-        .position(|(_, size)| seconds >= *size)
-        .unwrap_or(units.len() - 1);
-    let (name, size) = units[first];
-    let rest = units
-        .get(first + 1)
-        .map(|(name, of)| (seconds % size / of, name))
-        .filter(|(count, _)| *count > 0)
-        .map_or_else(String::new, |(count, name)| format!(" {count}{name}"));
-    format!("{}{name}{rest}", seconds / size)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,19 +150,5 @@ mod tests {
             "`0s` is outside of what is allowed, 10ms to 10m"
         );
         assert!(matches!(spread("soon"), Err(DurationError::Malformed(_))));
-    }
-
-    #[test]
-    fn a_duration_is_shown_in_its_largest_units() {
-        for (ms, text) in [
-            (120, "120ms"),
-            (1_900, "1s"),
-            (303_000, "5m 3s"),
-            (300_000, "5m"),
-            (7_260_000, "2h 1m"),
-            (90 * 86_400_000, "90d"),
-        ] {
-            assert_eq!(show(Duration::from_millis(ms)), text);
-        }
     }
 }

@@ -153,11 +153,17 @@ impl Gated {
         self.gate.write_all(b"go\n")?;
         drop(self.gate);
         let mut asked_at = None;
+        let mut closed_at = None;
         while !has_ended(self.leader)? {
             match self.lines.recv_timeout(POLL) {
                 Ok((stream, text)) => line(stream, &text),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(SOON),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let closed_at: &mut Instant = closed_at.get_or_insert_with(Instant::now);
+                    // One that goes on without an output may do so for long.
+                    let ends_soon = closed_at.elapsed() < POLL;
+                    std::thread::sleep(if ends_soon { SOON } else { POLL });
+                }
             }
             match asked_at {
                 None if begun.elapsed() >= self.limit => {

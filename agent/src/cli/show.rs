@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+pub(super) use hoist_certs::program::show_duration as duration;
 use hoist_protocol::{State, StorePath, Text, Timestamp};
 
 /// How something stands out.
@@ -165,25 +166,6 @@ pub(super) fn ago(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// A duration in its one or two largest units: `5m 3s`, `2h 1m`, `90d`. Below a second: `120ms`.
-pub(super) fn duration(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    if seconds == 0 {
-        return format!("{}ms", duration.subsec_millis());
-    }
-    let units = [("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)];
-    let parts = units.iter().map(|(name, size)| (seconds / size, name));
-    let within = [u64::MAX, 24, 60, 60];
-    let shown: Vec<String> = (parts.zip(within))
-        .map(|((count, name), within)| (count % within, name))
-        .skip_while(|(count, _)| *count == 0)
-        .take(2)
-        .filter(|(count, _)| *count > 0)
-        .map(|(count, name)| format!("{count}{name}"))
-        .collect();
-    shown.join(" ")
-}
-
 /// A number of bytes in the unit that fits: `512 B`, `1.5 MiB`.
 pub(super) fn bytes(count: u64) -> String {
     let units = ["KiB", "MiB", "GiB", "TiB"];
@@ -205,21 +187,6 @@ pub(super) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_duration_is_shown_in_its_largest_units() {
-        for (ms, text) in [
-            (120, "120ms"),
-            (1_900, "1s"),
-            (303_000, "5m 3s"),
-            (300_000, "5m"),
-            (7_260_000, "2h 1m"),
-            (7_205_000, "2h"),
-            (90 * 86_400_000, "90d"),
-        ] {
-            assert_eq!(duration(Duration::from_millis(ms)), text);
-        }
-    }
 
     #[test]
     fn a_size_is_shown_in_the_unit_that_fits() {

@@ -1,6 +1,7 @@
-//! What every program does the same way: logging, configuration files, errors, the time.
+//! What every program does the same way: logging, configuration files, errors, the time, durations.
 
 mod config;
+mod duration;
 mod logging;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use hoist_protocol::{Text, Timestamp};
 
 pub use config::{ConfigError, read_toml};
+pub use duration::show_duration;
 pub use logging::{LogArgs, LogFormat, init_logging};
 
 /// The time by this machine's clock; 1970 when the clock stands before that.
