@@ -72,7 +72,7 @@ const ATTEMPTS: &str = "3";
 ///
 /// The machine's own caches, keys and credentials are used, and those of the request besides. Nothing is
 /// ever built. Where the disk has no room for all of it, the fetch ends as soon as Nix tells how much that is,
-/// which is before it begins to copy. Events that find no room in the channel are dropped. Dropping the future
+/// which is when it begins to copy. Events that find no room in the channel are dropped. Dropping the future
 /// cancels the fetch: Nix and what it started is killed.
 ///
 /// The digest is made of the hashes in Nix's database, which Nix compares with the content when it comes into
