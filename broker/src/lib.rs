@@ -18,6 +18,7 @@ mod guard;
 mod hub;
 mod inbox;
 mod message;
+mod observe;
 mod router;
 mod server;
 mod session;
@@ -26,6 +27,7 @@ mod store;
 
 pub use deploys::DeployRefusal;
 pub use guard::Rules;
+pub use observe::{AuditError, AuditFailure, AuditSettings};
 pub use router::RouterError;
 pub use server::{Server, ServerError};
 pub use settings::{Limits, Options, Settings, SettingsError, Timeouts};

@@ -1,0 +1,94 @@
+//! What the broker shows of itself: counters, an audit log of deployments and refusals.
+//!
+//! The rest of the broker has one handle, [`Observer`]. Nothing of it waits: counters are atomic numbers, and a
+//! refusal goes into a bounded queue whose overflow is counted. Only a deployment's line is written by the
+//! store's own thread, before the deployment is retained, so that none is acknowledged without its line.
+
+mod audit;
+mod event;
+mod metrics;
+mod reason;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+pub use audit::{AuditError, AuditFailure, AuditSettings};
+pub(crate) use event::{Decision, Deploy, Origin};
+pub(crate) use metrics::{Certificate, Handshake, Metrics};
+pub(crate) use reason::Reason;
+
+use audit::Audit;
+use event::Refusal;
+
+/// The handle that everything observable goes through; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Observer(Arc<Inner>);
+
+struct Inner {
+    metrics: Metrics,
+    audit: Option<Audit>,
+}
+
+impl Observer {
+    /// Opens the audit log, when there is one, and starts its thread.
+    ///
+    /// # Errors
+    /// [`AuditError`]
+    pub(crate) fn start(audit: Option<AuditSettings>) -> Result<Self, AuditError> {
+        let metrics = Metrics::new();
+        let audit = match audit {
+            Some(settings) => Some(Audit::open(settings, &metrics)?),
+            None => None,
+        };
+        Ok(Self(Arc::new(Inner { metrics, audit })))
+    }
+
+    /// One that counts, and keeps no audit log.
+    #[cfg(test)]
+    pub(crate) fn silent() -> Self {
+        Self::start(None).unwrap()
+    }
+
+    /// The counters.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Counts a refusal and puts it into the audit log: that `origin` was refused `what` for `reason`.
+    ///
+    /// `what` is what was asked for, such as a topic or a filter, and empty where there is no such thing;
+    /// `why` is the error's text. Both may hold anything that a client has sent. Never waits.
+    pub(crate) fn refused(&self, origin: &Origin, reason: Reason, what: &str, why: &str) {
+        self.0.metrics.refusals.of(reason).inc();
+        if let Some(audit) = &self.0.audit {
+            audit.refused(Refusal::new(origin, reason, what, why));
+        }
+    }
+
+    /// Counts a refusal of somebody of whom nothing but the address is known.
+    pub(crate) fn turned_away(&self, address: SocketAddr, reason: Reason, why: &str) {
+        self.refused(&Origin::unknown(address), reason, "", why);
+    }
+
+    /// Counts deployments and puts them into the audit log. Waits for the disk: for the store's thread only.
+    ///
+    /// # Errors
+    /// When the log cannot be written and deployments must not go on without it.
+    pub(crate) fn deploys(&self, deploys: &[Deploy]) -> Result<(), AuditError> {
+        match &self.0.audit {
+            Some(audit) if !deploys.is_empty() => audit.deploys(deploys)?,
+            _ => {}
+        }
+        for deploy in deploys {
+            self.0.metrics.deploys.of(deploy.decision).inc();
+        }
+        Ok(())
+    }
+
+    /// Opens the audit log's file anew, for a log rotation that has moved the old one away.
+    pub(crate) fn reopen(&self) {
+        if let Some(audit) = &self.0.audit {
+            audit.reopen();
+        }
+    }
+}
