@@ -15,7 +15,7 @@ use tracing::{debug, info, warn};
 
 use crate::guard::{Agents, Peer};
 use crate::hub::{Client, Hub, Number};
-use crate::inbox::{Event, Inbox};
+use crate::inbox::{Control, Event, Inbox};
 use crate::message::Message;
 use crate::router::{Relay, Router, Watch, WatchError};
 use crate::session::{Admitted, Effect, Ended, Policy, Request, Session};
@@ -47,6 +47,7 @@ pub(crate) struct Connection<S> {
     shared: Arc<Shared>,
     session: Session,
     inbox: Arc<Inbox>,
+    control: Arc<Control>,
     /// The client of the hub that is this session.
     client: Option<Client>,
     watch: Option<Watch>,
@@ -63,7 +64,8 @@ pub(crate) struct Connection<S> {
 
 /// Why the connection woke up.
 enum Woken {
-    Events(Vec<Event>, Option<Ended>),
+    Told(Ended),
+    Events(Vec<Event>),
     /// Something was read, written or is due.
     Moved,
     Lost(String),
@@ -86,6 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             session: Session::new(peer, Arc::clone(&shared.policy), number),
             shared,
             inbox: Inbox::new(),
+            control: Control::new(),
             client: None,
             watch: None,
             unread: Vec::new(),
@@ -105,19 +108,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     async fn run(&mut self) {
-        if self.shared.hub.enter(self.number, &self.inbox).is_err() {
+        if self.shared.hub.enter(self.number, &self.control).is_err() {
             self.session.end(Ended::Stopping);
         }
         while self.session.ended().is_none() {
             match poll_fn(|context| self.poll(context)).await {
-                Woken::Events(events, end) => {
+                Woken::Events(events) => {
                     for event in events {
                         self.session.on(event);
                     }
-                    if let Some(reason) = end {
-                        self.session.end(reason);
-                    }
                 }
+                Woken::Told(reason) => self.session.end(reason),
                 Woken::Moved => {}
                 Woken::Lost(why) => self.session.end(Ended::Lost(why)),
             }
@@ -129,8 +130,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Moves what can be moved: events first, then bytes out, then bytes in, then the clock.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Woken> {
-        if let Poll::Ready((events, end)) = self.inbox.poll_take(context) {
-            return Poll::Ready(Woken::Events(events, end));
+        if let Poll::Ready(events) = self.inbox.poll_take(context) {
+            return Poll::Ready(Woken::Events(events));
+        }
+        if let Poll::Ready(reason) = self.control.poll_end(context) {
+            return Poll::Ready(Woken::Told(reason));
         }
         if let Poll::Ready(result) = self.poll_write(context) {
             return Poll::Ready(moved(result));
@@ -271,7 +275,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             Effect::Subscribe(packet_id, requests) => self.subscribe(packet_id, requests).await,
             Effect::Unwatch(agent) => {
                 let machine = Machine::new(self.session.peer().fleet.clone(), agent);
-                self.shared.hub.unlisten(self.number, &machine);
+                self.shared.hub.unlisten(&self.inbox, &machine);
             }
             Effect::UnwatchAll => self.watch = None,
             Effect::Refresh(channel, since) => {
@@ -294,7 +298,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             // Its will has to be applied before anybody hears that the new session is there.
             before.ended().await;
         }
-        match self.inbox.told_to_end() {
+        match self.control.told_to_end() {
             // A third one has taken over meanwhile, or the broker stops.
             Some(reason) => self.session.unavailable(reason),
             None => {
@@ -318,7 +322,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             match &pattern.agents {
                 Agents::One(agent) => {
                     let machine = Machine::new(fleet.clone(), agent.clone());
-                    self.shared.hub.listen(self.number, &self.inbox, &machine);
+                    self.shared.hub.listen(&self.inbox, &machine);
                 }
                 Agents::All => {
                     let machine = self.session.peer().machine();
@@ -369,6 +373,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             mut session,
             shared,
             inbox,
+            control,
             number,
             client,
             address,
@@ -377,7 +382,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         log_end(&session, client.as_ref(), address);
         let output = std::mem::take(session.output());
         for machine in session.machines() {
-            shared.hub.unlisten(number, &machine);
+            shared.hub.unlisten(&inbox, &machine);
         }
         match session.into_will() {
             Some(Admitted::Store(will)) => {
@@ -394,7 +399,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         shared.hub.leave(number, client);
         // Who takes the client id over does not wait for the goodbye.
-        inbox.mark_ended();
+        control.mark_ended();
         // A CONNACK that says no, acknowledgements that are due; who does not take them goes without.
         let goodbye = timeout(LAST_WORDS, async {
             stream.write_all(&output).await?;

@@ -194,7 +194,7 @@ impl Frames {
     pub(crate) fn suback(&mut self, packet_id: u16, codes: Vec<Option<Qos>>, out: &mut Vec<u8>) {
         let codes = codes.into_iter().map(|granted| match granted {
             Some(Qos::AtMostOnce) => SubackReturnCode::SuccessMaximumQos0,
-            Some(Qos::AtLeastOnce) => SubackReturnCode::SuccessMaximumQos1,
+            Some(_) => SubackReturnCode::SuccessMaximumQos1,
             None => SubackReturnCode::Failure,
         });
         let suback = GenericSuback::builder()
@@ -234,7 +234,7 @@ impl Frames {
             .payload(std::sync::Arc::clone(&message.payload));
         match qos {
             Qos::AtMostOnce => publish = publish.qos(WireQos::AtMostOnce),
-            Qos::AtLeastOnce => {
+            Qos::AtLeastOnce | Qos::ExactlyOnce => {
                 let Ok(id) = self.core.acquire_packet_id() else {
                     return false;
                 };

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use hoist_protocol::Machine;
 
 use crate::guard::Peer;
-use crate::inbox::{Event, Inbox, Via};
+use crate::inbox::{Control, Event, Inbox, Via};
 use crate::message::Message;
 use crate::session::Ended;
 
@@ -26,11 +26,11 @@ pub(crate) struct Hub {
     listeners: RwLock<HashMap<Machine, Listeners>>,
 }
 
-type Listeners = Vec<(Number, Arc<Inbox>)>;
+type Listeners = Vec<Arc<Inbox>>;
 
 #[derive(Debug, Default)]
 struct Sessions {
-    all: HashMap<Number, Arc<Inbox>>,
+    all: HashMap<Number, Arc<Control>>,
     clients: HashMap<Client, Number>,
     stopping: bool,
 }
@@ -41,23 +41,23 @@ pub(crate) struct Stopping;
 
 impl Hub {
     /// Notes a connection, so that it can be told to end.
-    pub(crate) fn enter(&self, number: Number, inbox: &Arc<Inbox>) -> Result<(), Stopping> {
+    pub(crate) fn enter(&self, number: Number, control: &Arc<Control>) -> Result<(), Stopping> {
         let mut sessions = self.sessions();
         if sessions.stopping {
             return Err(Stopping);
         }
-        sessions.all.insert(number, Arc::clone(inbox));
+        sessions.all.insert(number, Arc::clone(control));
         Ok(())
     }
 
-    /// Makes `number` the session of a client and ends the one before, whose inbox is returned: its will is
+    /// Makes `number` the session of a client and ends the one before, whose control is returned: its will is
     /// applied when that says that it has ended.
     pub(crate) fn claim(
         &self,
         number: Number,
         client: &Client,
         from: SocketAddr,
-    ) -> Option<Arc<Inbox>> {
+    ) -> Option<Arc<Control>> {
         let mut sessions = self.sessions();
         let before = sessions.clients.insert(client.clone(), number)?;
         let before = sessions.all.get(&before).map(Arc::clone)?;
@@ -80,31 +80,31 @@ impl Hub {
     pub(crate) fn stop(&self, reason: &Ended) {
         let mut sessions = self.sessions();
         sessions.stopping = true;
-        for inbox in sessions.all.values() {
-            inbox.end(reason.clone());
+        for control in sessions.all.values() {
+            control.end(reason.clone());
         }
     }
 
     /// Tells a session of everything on the topics of `machine` from now on.
-    pub(crate) fn listen(&self, number: Number, inbox: &Arc<Inbox>, machine: &Machine) {
+    pub(crate) fn listen(&self, inbox: &Arc<Inbox>, machine: &Machine) {
         let mut listeners = self
             .listeners
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let entry = listeners.entry(machine.clone()).or_default();
-        if entry.iter().all(|(other, _)| *other != number) {
-            entry.push((number, Arc::clone(inbox)));
+        if entry.iter().all(|other| !Arc::ptr_eq(other, inbox)) {
+            entry.push(Arc::clone(inbox));
         }
     }
 
     /// Ends that.
-    pub(crate) fn unlisten(&self, number: Number, machine: &Machine) {
+    pub(crate) fn unlisten(&self, inbox: &Arc<Inbox>, machine: &Machine) {
         let mut listeners = self
             .listeners
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = listeners.get_mut(machine) {
-            entry.retain(|(other, _)| *other != number);
+            entry.retain(|other| !Arc::ptr_eq(other, inbox));
             if entry.is_empty() {
                 listeners.remove(machine);
             }
@@ -117,7 +117,7 @@ impl Hub {
             .listeners
             .read()
             .unwrap_or_else(PoisonError::into_inner);
-        for (_, inbox) in listeners.get(&message.topic.machine).into_iter().flatten() {
+        for inbox in listeners.get(&message.topic.machine).into_iter().flatten() {
             inbox.push(Event::Message(Arc::clone(message), Via::Direct));
         }
     }
@@ -143,9 +143,9 @@ mod tests {
     #[test]
     fn a_client_is_taken_over_by_the_same_identity_only() {
         let hub = Hub::default();
-        let (first, second, other) = (Inbox::new(), Inbox::new(), Inbox::new());
-        for (number, inbox) in [(1, &first), (2, &second), (3, &other)] {
-            hub.enter(number, inbox).unwrap();
+        let (first, second, other) = (Control::new(), Control::new(), Control::new());
+        for (number, control) in [(1, &first), (2, &second), (3, &other)] {
+            hub.enter(number, control).unwrap();
         }
         let client = |fleet| {
             (
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(other.told_to_end(), None);
         // The old one leaves late: the client stays with the new one.
         hub.leave(1, Some(web.clone()));
-        let third = Inbox::new();
+        let third = Control::new();
         hub.enter(4, &third).unwrap();
         assert!(hub.claim(4, &web, address()).is_some());
         assert_eq!(second.told_to_end(), Some(Ended::TakenOver(address())));
@@ -171,10 +171,10 @@ mod tests {
     #[test]
     fn a_stop_reaches_everybody_and_lets_nobody_in() {
         let hub = Hub::default();
-        let inbox = Inbox::new();
-        hub.enter(1, &inbox).unwrap();
+        let control = Control::new();
+        hub.enter(1, &control).unwrap();
         hub.stop(&Ended::Stopping);
-        assert_eq!(inbox.told_to_end(), Some(Ended::Stopping));
-        assert_eq!(hub.enter(2, &Inbox::new()), Err(Stopping));
+        assert_eq!(control.told_to_end(), Some(Ended::Stopping));
+        assert_eq!(hub.enter(2, &Control::new()), Err(Stopping));
     }
 }

@@ -1,4 +1,4 @@
-//! How the rest of the broker reaches a session: events in order, and one reason to end.
+//! How the rest of the broker reaches a session, events in order, and its connection, with one reason to end.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -34,29 +34,21 @@ pub(crate) enum Event {
     Gap(Channel, Commit),
 }
 
-/// One session's inbox. The session empties it whenever it runs, whatever its peer does; what may pile up is
-/// bounded there.
-#[derive(Debug)]
-pub(crate) struct Inbox {
-    queue: Mutex<Queue>,
-    /// Closed when the session has ended and its will is applied.
-    ended: Semaphore,
-}
+/// One session's inbox: it goes with the session from one connection to the next. The session empties it whenever
+/// it runs, whatever its peer does; what may pile up is bounded there.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox(Mutex<Queue>);
 
 #[derive(Debug, Default)]
 struct Queue {
     events: Vec<Event>,
-    end: Option<Ended>,
     waker: Option<Waker>,
 }
 
 impl Inbox {
     /// An empty inbox.
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            queue: Mutex::default(),
-            ended: Semaphore::new(0),
-        })
+        Arc::default()
     }
 
     /// Tells the session something.
@@ -71,49 +63,96 @@ impl Inbox {
         }
     }
 
-    /// Tells the session to end; the first reason counts.
+    /// Takes all events out; pending when there is none.
+    pub(crate) fn poll_take(&self, context: &Context<'_>) -> Poll<Vec<Event>> {
+        let mut queue = self.lock();
+        if queue.events.is_empty() {
+            remember(&mut queue.waker, context);
+            return Poll::Pending;
+        }
+        Poll::Ready(std::mem::take(&mut queue.events))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        // Nothing here panics while the lock is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How the rest of the broker ends one connection, and waits for its end.
+#[derive(Debug)]
+pub(crate) struct Control {
+    end: Mutex<End>,
+    /// Closed when the connection has ended and its will is applied.
+    ended: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    reason: Option<Ended>,
+    waker: Option<Waker>,
+}
+
+impl Control {
+    /// Of a connection that nobody has told to end.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            end: Mutex::default(),
+            ended: Semaphore::new(0),
+        })
+    }
+
+    /// Tells the connection to end; the first reason counts.
     pub(crate) fn end(&self, reason: Ended) {
         let waker = {
-            let mut queue = self.lock();
-            queue.end.get_or_insert(reason);
-            queue.waker.take()
+            let mut end = self.lock();
+            end.reason.get_or_insert(reason);
+            end.waker.take()
         };
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// Why the session was told to end, when it was.
+    /// Why the connection was told to end, when it was.
     pub(crate) fn told_to_end(&self) -> Option<Ended> {
-        self.lock().end.clone()
+        self.lock().reason.clone()
     }
 
-    /// Takes all events out; pending when there is neither an event nor a reason to end.
-    pub(crate) fn poll_take(&self, context: &Context<'_>) -> Poll<(Vec<Event>, Option<Ended>)> {
-        let mut queue = self.lock();
-        if queue.events.is_empty() && queue.end.is_none() {
-            let current = queue.waker.as_ref();
-            if !current.is_some_and(|waker| waker.will_wake(context.waker())) {
-                queue.waker = Some(context.waker().clone());
+    /// Ready when the connection was told to end.
+    pub(crate) fn poll_end(&self, context: &Context<'_>) -> Poll<Ended> {
+        let mut end = self.lock();
+        match &end.reason {
+            Some(reason) => Poll::Ready(reason.clone()),
+            None => {
+                remember(&mut end.waker, context);
+                Poll::Pending
             }
-            return Poll::Pending;
         }
-        Poll::Ready((std::mem::take(&mut queue.events), queue.end.clone()))
     }
 
-    /// Says that the session has ended and its will is applied.
+    /// Says that the connection has ended and its will is applied.
     pub(crate) fn mark_ended(&self) {
         self.ended.close();
     }
 
-    /// Waits for [`Inbox::mark_ended`].
+    /// Waits for [`Control::mark_ended`].
     pub(crate) async fn ended(&self) {
         // There are no permits: this returns when the semaphore is closed, with an error that says so.
         self.ended.acquire().await.ok();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Queue> {
+    fn lock(&self) -> MutexGuard<'_, End> {
         // Nothing here panics while the lock is held.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn remember(waker: &mut Option<Waker>, context: &Context<'_>) {
+    if !waker
+        .as_ref()
+        .is_some_and(|waker| waker.will_wake(context.waker()))
+    {
+        *waker = Some(context.waker().clone());
     }
 }

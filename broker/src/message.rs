@@ -4,14 +4,78 @@ use std::sync::Arc;
 
 use hoist_protocol::Topic;
 
-/// How surely a message is delivered. QoS 2 is not served: a publish with it is refused, a subscription with it
-/// is granted as QoS 1.
+/// How surely a message is delivered.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Qos {
     /// Perhaps (QoS 0).
     AtMostOnce,
-    /// Until it is acknowledged (QoS 1).
+    /// Until it is acknowledged, perhaps twice (QoS 1).
     AtLeastOnce,
+    /// Until it is acknowledged, and once (QoS 2).
+    ExactlyOnce,
+}
+
+impl Qos {
+    /// The number that it has on the wire, on the bus and on disk.
+    pub(crate) const fn number(self) -> u8 {
+        match self {
+            Self::AtMostOnce => 0,
+            Self::AtLeastOnce => 1,
+            Self::ExactlyOnce => 2,
+        }
+    }
+
+    /// The one with that number.
+    pub(crate) const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Self::AtMostOnce),
+            1 => Some(Self::AtLeastOnce),
+            2 => Some(Self::ExactlyOnce),
+            _ => None,
+        }
+    }
+}
+
+/// The session that a message comes from: no other session of this process has it. Zero is the broker itself,
+/// and what was stored before it started.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Author(pub(crate) u64);
+
+/// What a publisher on MQTT 5 says beside the payload, as it is passed on.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Extras {
+    /// Payload format, content type, response topic, correlation data and user properties, as they stand in a
+    /// PUBLISH (MQTT 5, section 2.2.2), without their length; checked, and at most [`EXTRAS_LEN`] bytes.
+    pub(crate) properties: Box<[u8]>,
+    /// From when on the message is no longer delivered, in milliseconds since 1970.
+    pub(crate) expires_at_ms: Option<u64>,
+}
+
+/// Longest properties of one message, in bytes.
+pub(crate) const EXTRAS_LEN: usize = 4096;
+
+impl Extras {
+    /// As bytes, for the bus and the disk: when it expires (0 for never) in eight bytes, the properties' length
+    /// in two, the properties.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        let len = u16::try_from(self.properties.len()).expect("at most EXTRAS_LEN bytes");
+        out.extend_from_slice(&self.expires_at_ms.unwrap_or(0).to_le_bytes());
+        out.extend_from_slice(&len.to_le_bytes());
+        out.extend_from_slice(&self.properties);
+    }
+
+    /// What was encoded, and the bytes after it.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        let (expires, rest) = bytes.split_first_chunk::<8>()?;
+        let (len, rest) = rest.split_first_chunk::<2>()?;
+        let (properties, rest) = rest.split_at_checked(u16::from_le_bytes(*len).into())?;
+        let expires = u64::from_le_bytes(*expires);
+        let extras = Self {
+            properties: Box::from(properties),
+            expires_at_ms: (expires > 0).then_some(expires),
+        };
+        Some((extras, rest))
+    }
 }
 
 /// The number of a change of a retained message; later changes have higher ones. Starts anew with the process.
@@ -46,6 +110,10 @@ pub(crate) struct Message {
     pub qos: Qos,
     /// Its number, when it is a retained message.
     pub commit: Option<Commit>,
+    /// Whose it is.
+    pub author: Author,
+    /// What else its publisher said.
+    pub extras: Option<Arc<Extras>>,
 }
 
 impl Message {

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
 use crate::inbox::{Event, Inbox, Via};
-use crate::message::{Commit, Message, Qos};
+use crate::message::{Author, Commit, Extras, Message, Qos};
 
 /// What may be watched; an echo is between an agent and itself.
 const CHANNELS: [Channel; 5] = [
@@ -352,9 +352,9 @@ fn position(channel: Channel) -> Option<usize> {
     CHANNELS.iter().position(|watched| *watched == channel)
 }
 
-/// On the bus: number and commit (0 for none), eight bytes each, then a byte each for channel, QoS and the
-/// lengths of the two names, the names, the payload.
-const HEADER_LEN: usize = 20;
+/// On the bus: number, commit (0 for none) and author, eight bytes each, then a byte each for channel, QoS, whether
+/// there are extras, and the lengths of the two names, then the names, the extras when there are, the payload.
+const HEADER_LEN: usize = 29;
 
 fn encode(number: u64, message: &Message) -> Vec<u8> {
     let (fleet, agent) = (&message.topic.machine.fleet, &message.topic.machine.agent);
@@ -366,53 +366,72 @@ fn encode(number: u64, message: &Message) -> Vec<u8> {
         Vec::with_capacity(HEADER_LEN + fleet.len() + agent.len() + message.payload.len());
     bytes.extend_from_slice(&number.to_le_bytes());
     bytes.extend_from_slice(&message.commit.map_or(0, Commit::number).to_le_bytes());
-    let qos = u8::from(message.qos == Qos::AtLeastOnce);
-    bytes.extend_from_slice(&[channel, qos, len(fleet), len(agent)]);
+    bytes.extend_from_slice(&message.author.0.to_le_bytes());
+    let extras = u8::from(message.extras.is_some());
+    bytes.extend_from_slice(&[
+        channel,
+        message.qos.number(),
+        extras,
+        len(fleet),
+        len(agent),
+    ]);
     bytes.extend_from_slice(fleet);
     bytes.extend_from_slice(agent);
+    if let Some(extras) = &message.extras {
+        extras.encode(&mut bytes);
+    }
     bytes.extend_from_slice(&message.payload);
     bytes
 }
 
 struct Header<'a> {
     commit: Option<Commit>,
+    author: Author,
     channel: Channel,
     qos: Qos,
     fleet: &'a str,
     agent: &'a str,
+    extras: Option<Extras>,
     payload: &'a [u8],
 }
 
 fn decode(bytes: &[u8]) -> Option<(u64, Header<'_>)> {
     let (number, rest) = bytes.split_first_chunk::<8>()?;
     let (commit, rest) = rest.split_first_chunk::<8>()?;
-    let (&[channel, qos, fleet_len, agent_len], rest) = rest.split_first_chunk::<4>()?;
+    let (author, rest) = rest.split_first_chunk::<8>()?;
+    let (&[channel, qos, with_extras, fleet_len, agent_len], rest) =
+        rest.split_first_chunk::<5>()?;
     let (fleet, rest) = rest.split_at_checked(fleet_len.into())?;
-    let (agent, payload) = rest.split_at_checked(agent_len.into())?;
+    let (agent, mut payload) = rest.split_at_checked(agent_len.into())?;
+    let mut extras = None;
+    if with_extras != 0 {
+        let decoded = Extras::decode(payload)?;
+        (extras, payload) = (Some(decoded.0), decoded.1);
+    }
     let commit = u64::from_le_bytes(*commit);
     let header = Header {
         commit: (commit > 0).then(|| Commit::new(commit)),
+        author: Author(u64::from_le_bytes(*author)),
         channel: *CHANNELS.get(usize::from(channel))?,
-        qos: if qos == 0 {
-            Qos::AtMostOnce
-        } else {
-            Qos::AtLeastOnce
-        },
+        qos: Qos::from_number(qos)?,
         fleet: std::str::from_utf8(fleet).ok()?,
         agent: std::str::from_utf8(agent).ok()?,
+        extras,
         payload,
     };
     Some((u64::from_le_bytes(*number), header))
 }
 
 impl Header<'_> {
-    fn message(&self, fleet: &FleetName) -> Option<Message> {
+    fn message(self, fleet: &FleetName) -> Option<Message> {
         let agent = AgentName::new(self.agent).ok()?;
         Some(Message {
             topic: Machine::new(fleet.clone(), agent).topic(self.channel),
             payload: Arc::from(self.payload),
             qos: self.qos,
             commit: self.commit,
+            author: self.author,
+            extras: self.extras.map(Arc::new),
         })
     }
 }
@@ -430,11 +449,18 @@ mod tests {
             payload: Arc::from(vec![b'x'; len]),
             qos: Qos::AtLeastOnce,
             commit: channel.is_retained().then(|| Commit::new(commit)),
+            author: Author(3),
+            extras: (len > 50).then(|| {
+                Arc::new(Extras {
+                    properties: Box::from([1, 1]),
+                    expires_at_ms: Some(9),
+                })
+            }),
         }
     }
 
     async fn next(inbox: &Inbox) -> Vec<Event> {
-        poll_fn(|context| inbox.poll_take(context)).await.0
+        poll_fn(|context| inbox.poll_take(context)).await
     }
 
     #[test]

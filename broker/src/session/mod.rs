@@ -22,7 +22,7 @@ use crate::guard::{
     Access, Agents, Pattern, Peer, PublishRefusal, Rules, admit_client_id, admit_publication,
 };
 use crate::inbox::{Event, Ticket, Via};
-use crate::message::{Commit, Message, Qos};
+use crate::message::{Author, Commit, Message, Qos};
 use crate::store::{Outcome, Publication, Snapshot};
 
 use acks::Acks;
@@ -335,6 +335,8 @@ impl Session {
                 payload: Arc::from(payload),
                 qos,
                 commit: None,
+                author: Author(self.number),
+                extras: None,
             }));
         }
         let proof = if topic.channel == Channel::Deploy && !payload.is_empty() {
@@ -346,6 +348,8 @@ impl Session {
             topic,
             qos,
             payload: Arc::from(payload),
+            author: Author(self.number),
+            extras: None,
             proof,
         }))
     }

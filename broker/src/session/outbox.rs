@@ -115,6 +115,8 @@ mod tests {
                 payload: Arc::from(b"x".as_slice()),
                 qos: Qos::AtLeastOnce,
                 commit: commit.map(Commit::new),
+                author: Default::default(),
+                extras: None,
             }),
             qos: Qos::AtLeastOnce,
             retained: false,

@@ -155,6 +155,8 @@ mod tests {
             payload: Arc::from(b"x".as_slice()),
             qos: Qos::AtLeastOnce,
             commit: Some(Commit::new(commit)),
+            author: Default::default(),
+            extras: None,
         }
     }
 

@@ -116,6 +116,8 @@ fn message(n: u64) -> Arc<Message> {
         payload: Arc::from(n.to_string().as_bytes()),
         qos: Qos::AtLeastOnce,
         commit: Some(Commit::new(n)),
+        author: Default::default(),
+        extras: None,
     })
 }
 

@@ -8,10 +8,15 @@ use camino::{Utf8Path, Utf8PathBuf};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use hoist_protocol::{Text, Topic};
 
-use crate::message::Qos;
+use super::Publication;
+use crate::message::{Author, Extras, Qos};
 
-/// The layout of keys and values: key = topic, value = a byte for the QoS (0 or 1), then the payload.
+/// The layout of keys and values: key = topic, value = a byte for the QoS (0 to 2) and whether there are extras,
+/// the extras when there are, then the payload.
 const FORMAT: &[u8] = b"1";
+
+/// The bit in a value's first byte that says that extras follow.
+const WITH_EXTRAS: u8 = 0x80;
 
 /// The memory that fjall may use, in bytes. Everything is read once and never again, so it needs no cache.
 const CACHE_LEN: u64 = 1024 * 1024;
@@ -83,9 +88,6 @@ pub enum StoreError {
     Router(#[source] crate::router::RouterError),
 }
 
-/// One retained message as it is stored.
-pub(super) type Stored = (Topic, Qos, Arc<[u8]>);
-
 /// The open database.
 pub(super) struct Disk {
     path: Utf8PathBuf,
@@ -140,7 +142,7 @@ impl Disk {
     }
 
     /// Everything that is stored, in the order of the topics.
-    pub(super) fn load(&self) -> Result<Vec<Stored>, StoreError> {
+    pub(super) fn load(&self) -> Result<Vec<Publication>, StoreError> {
         let mut all = Vec::new();
         for entry in self.retained.iter() {
             let (key, value) = entry.into_inner().map_err(|source| StoreError::Read {
@@ -158,22 +160,16 @@ impl Disk {
     /// Writes all of `changes` or none of them; they are durable when this returns. An empty payload removes.
     pub(super) fn write<'a>(
         &self,
-        changes: impl Iterator<Item = (&'a Topic, Qos, &'a [u8])>,
+        changes: impl Iterator<Item = &'a Publication>,
     ) -> Result<(), StoreError> {
         let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
-        for (topic, qos, payload) in changes {
-            let key = topic.to_string();
-            if payload.is_empty() {
+        for change in changes {
+            let key = change.topic.to_string();
+            if change.payload.is_empty() {
                 batch.remove(&self.retained, key);
-                continue;
+            } else {
+                batch.insert(&self.retained, key, encode(change));
             }
-            let mut value = Vec::with_capacity(1 + payload.len());
-            value.push(match qos {
-                Qos::AtMostOnce => 0,
-                Qos::AtLeastOnce => 1,
-            });
-            value.extend_from_slice(payload);
-            batch.insert(&self.retained, key, value);
         }
         batch.commit().map_err(|source| StoreError::Write {
             path: self.path.clone(),
@@ -182,14 +178,33 @@ impl Disk {
     }
 }
 
-fn decode(key: &[u8], value: &[u8]) -> Option<Stored> {
+fn encode(publication: &Publication) -> Vec<u8> {
+    let mut value = Vec::with_capacity(1 + publication.payload.len());
+    value.push(publication.qos.number());
+    if let Some(extras) = &publication.extras {
+        value[0] |= WITH_EXTRAS;
+        extras.encode(&mut value);
+    }
+    value.extend_from_slice(&publication.payload);
+    value
+}
+
+fn decode(key: &[u8], value: &[u8]) -> Option<Publication> {
     let topic = Topic::parse(std::str::from_utf8(key).ok()?).ok()?;
-    let (qos, payload) = value.split_first()?;
-    let qos = match qos {
-        0 => Qos::AtMostOnce,
-        1 => Qos::AtLeastOnce,
-        _ => return None,
-    };
+    let (first, mut payload) = value.split_first()?;
+    let qos = Qos::from_number(first & !WITH_EXTRAS)?;
+    let mut extras = None;
+    if first & WITH_EXTRAS != 0 {
+        let decoded = Extras::decode(payload)?;
+        (extras, payload) = (Some(Arc::new(decoded.0)), decoded.1);
+    }
     let sound = topic.channel.is_retained() && !payload.is_empty();
-    sound.then(|| (topic, qos, Arc::from(payload)))
+    sound.then(|| Publication {
+        topic,
+        qos,
+        payload: Arc::from(payload),
+        author: Author::default(),
+        extras,
+        proof: None,
+    })
 }

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use hoist_protocol::{AgentName, Channel, FleetName, Machine, Presence, Topic};
 
+use super::Publication;
 use crate::guard::{Agents, Pattern};
-use crate::message::{Commit, Message, Qos};
+use crate::message::{Author, Commit, Message, Qos};
 
 /// The channels that are retained, in the order of their slots.
 const RETAINED: [Channel; 4] = [
@@ -40,21 +41,27 @@ pub(crate) struct Snapshot {
 
 impl Index {
     /// An index of what was stored; every machine in it is offline until it connects.
-    pub(crate) fn of_stored(stored: Vec<(Topic, Qos, Arc<[u8]>)>) -> Self {
+    pub(crate) fn of_stored(stored: Vec<Publication>) -> Self {
         let mut index = Self::default();
         let mut machines: Vec<Machine> = Vec::new();
-        for (topic, qos, payload) in stored {
-            if machines.last() != Some(&topic.machine) {
-                machines.push(topic.machine.clone());
+        for publication in stored {
+            if machines.last() != Some(&publication.topic.machine) {
+                machines.push(publication.topic.machine.clone());
             }
-            index.apply(topic, qos, payload);
+            index.apply(publication);
         }
         machines.sort_unstable();
         machines.dedup();
         let offline: Arc<[u8]> = Arc::from(Presence::Offline.as_str().as_bytes());
         for machine in machines {
-            let topic = machine.topic(Channel::Presence);
-            index.apply(topic, Qos::AtLeastOnce, Arc::clone(&offline));
+            index.apply(Publication {
+                topic: machine.topic(Channel::Presence),
+                qos: Qos::AtLeastOnce,
+                payload: Arc::clone(&offline),
+                author: Author::default(),
+                extras: None,
+                proof: None,
+            });
         }
         index
     }
@@ -70,14 +77,17 @@ impl Index {
             .filter(|message| !message.is_clear())
     }
 
-    /// Retains `payload` on `topic`, or clears it when the payload is empty. None when there was nothing to
+    /// Retains a publication, or clears its topic when the payload is empty. None when there was nothing to
     /// clear, or the channel is not retained.
-    pub(crate) fn apply(
-        &mut self,
-        topic: Topic,
-        qos: Qos,
-        payload: Arc<[u8]>,
-    ) -> Option<Arc<Message>> {
+    pub(crate) fn apply(&mut self, publication: Publication) -> Option<Arc<Message>> {
+        let Publication {
+            topic,
+            qos,
+            payload,
+            author,
+            extras,
+            proof: _,
+        } = publication;
         let slot = slot(topic.channel)?;
         if payload.is_empty() && self.get(&topic).is_none() {
             return None;
@@ -92,6 +102,8 @@ impl Index {
             payload,
             qos,
             commit: Some(self.last),
+            author,
+            extras,
         });
         slots[slot] = Some(Arc::clone(&message));
         Some(message)
@@ -164,11 +176,19 @@ mod tests {
         Machine::new(fleet, AgentName::new(agent).unwrap()).topic(channel)
     }
 
+    fn publication(agent: &str, channel: Channel, payload: &str) -> Publication {
+        Publication {
+            topic: topic(agent, channel),
+            qos: Qos::AtLeastOnce,
+            payload: Arc::from(payload.as_bytes()),
+            author: Author::default(),
+            extras: None,
+            proof: None,
+        }
+    }
+
     fn retain(index: &mut Index, agent: &str, channel: Channel, payload: &str) -> bool {
-        let payload = Arc::from(payload.as_bytes());
-        index
-            .apply(topic(agent, channel), Qos::AtLeastOnce, payload)
-            .is_some()
+        index.apply(publication(agent, channel, payload)).is_some()
     }
 
     const ALL: Pattern = Pattern {
@@ -229,10 +249,7 @@ mod tests {
 
     #[test]
     fn after_a_start_every_known_machine_is_offline() {
-        let stored = ["a", "b"].map(|agent| {
-            let payload: Arc<[u8]> = Arc::from(b"x".as_slice());
-            (topic(agent, Channel::Status), Qos::AtLeastOnce, payload)
-        });
+        let stored = ["a", "b"].map(|agent| publication(agent, Channel::Status, "x"));
         let index = Index::of_stored(stored.to_vec());
         for agent in ["a", "b"] {
             let presence = index.get(&topic(agent, Channel::Presence)).unwrap();

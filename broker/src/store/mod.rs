@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::deploys::{DeployRefusal, Deploys, Proof};
 use crate::guard::Pattern;
 use crate::inbox::{Inbox, Ticket};
-use crate::message::{Commit, Message, Qos};
+use crate::message::{Author, Commit, Extras, Message, Qos};
 
 pub use disk::StoreError;
 use index::Index;
@@ -33,6 +33,8 @@ pub(crate) struct Publication {
     pub(crate) topic: Topic,
     pub(crate) qos: Qos,
     pub(crate) payload: Arc<[u8]>,
+    pub(crate) author: Author,
+    pub(crate) extras: Option<Arc<Extras>>,
     /// Of a deployment, when the broker knows the trusted keys.
     pub(crate) proof: Option<Proof>,
 }

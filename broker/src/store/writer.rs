@@ -67,9 +67,7 @@ impl<T: FnMut(&Arc<Message>) -> Result<(), RouterError>> Writer<T> {
             .filter(|((publication, _), outcome)| {
                 **outcome == Outcome::Retained && is_durable(&publication.topic)
             })
-            .map(|((publication, _), _)| {
-                (&publication.topic, publication.qos, &*publication.payload)
-            });
+            .map(|((publication, _), _)| publication);
         let mut durable = durable.peekable();
         if durable.peek().is_some() {
             self.disk.write(durable)?;
@@ -80,13 +78,7 @@ impl<T: FnMut(&Arc<Message>) -> Result<(), RouterError>> Writer<T> {
             let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
             for ((publication, reply), outcome) in batch.into_iter().zip(outcomes) {
                 if outcome == Outcome::Retained {
-                    let Publication {
-                        topic,
-                        qos,
-                        payload,
-                        ..
-                    } = publication;
-                    messages.extend(index.apply(topic, qos, payload));
+                    messages.extend(index.apply(publication));
                 }
                 replies.push((reply, outcome));
             }
