@@ -7,10 +7,10 @@ export CARGO_TERM_PROGRESS_WHEN ?= auto
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint nix-test bench soak install clean
+.PHONY: help setup build demo test test-newer-nix lint nix-test bench soak install clean
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what demo and test need besides Rust, where that may be done
 	@tests/setup.sh
@@ -23,6 +23,10 @@ demo: setup build ## Watch a fleet being deployed on this machine (KEEP=1 keeps 
 
 test: setup lint nix-test build ## Formatting, clippy, unit, property, simulation and scenario tests
 	$(CARGO) test --workspace --locked --no-fail-fast
+	@CARGO="$(CARGO)" tests/newer-nix.sh
+
+test-newer-nix: setup build ## The tests that need a Nix once more, with Nix 2.26 (part of test; needs root)
+	@CARGO="$(CARGO)" tests/newer-nix.sh
 
 lint: ## Formatting and clippy, with warnings as errors
 	$(CARGO) fmt --all --check

@@ -42,7 +42,7 @@ fi
 
 echo "making $folder from $site, once" >&2
 # debootstrap knows no virtual packages: libdbi-perl is the one that nix-bin's dependencies mean.
-if ! debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,nix-bin,libdbi-perl,iproute2,mount \
+if ! debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,nix-bin,libdbi-perl,iproute2,mount,libpam-systemd,mosquitto,mosquitto-clients,faketime \
     trixie "$half" "$site" > "$folder.log" 2>&1; then
     tail -n 20 "$folder.log" >&2
     fail "debootstrap failed; all it said is in $folder.log"

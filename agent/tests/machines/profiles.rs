@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use hoist_agent::job::{JobSpec, Phase};
+use hoist_agent::job::{JobResult, JobSpec, Phase};
 use hoist_protocol::{Reason, State};
 
 use crate::machine::{
@@ -177,8 +177,33 @@ fn a_store_that_a_health_check_fills_does_not_keep_a_profile_from_going_back() {
         spec.target.health_checks = vec![checks_with(machine.program("fills", fills))];
         let full = machine.carry_out(&spec);
         assert_ends(&full, (State::RolledBack, Some(Reason::HealthCheckFailed)));
-        let without_nix = |line: &hoist_protocol::Text<256>| line.as_str().contains("without Nix");
-        assert!(full.log_tail.iter().any(without_nix), "the disk was full");
+        assert!(logged(&full, "No space left"), "the disk was full");
         assert_eq!(link(PROFILE).as_ref(), Some(&a));
     });
+}
+
+#[test]
+fn a_nix_that_cannot_switch_generations_does_not_keep_a_profile_from_going_back() {
+    inside(|machine| {
+        let a = machine.tool("a");
+        machine.running(&a);
+        let nix_env = run("/bin/sh", &["-c", "command -v nix-env"]);
+        let nix_env = nix_env.trim();
+        let fails = format!(
+            "case \"$*\" in *--switch-generation*) exit 1 ;; esac\nexec {nix_env} \"$@\""
+        );
+        machine.fake("nix-env", &fails);
+        let mut spec = machine.spec(&machine.tool("b"));
+        spec.target.health_checks = vec![checks_with(machine.program("bad", "exit 1"))];
+        let back = machine.carry_out(&spec);
+        assert_ends(&back, (State::RolledBack, Some(Reason::HealthCheckFailed)));
+        assert!(logged(&back, "without Nix"), "{:?}", back.log_tail);
+        assert_eq!(link(PROFILE).as_ref(), Some(&a));
+    });
+}
+
+/// Whether the last lines of a job's log say so.
+fn logged(result: &JobResult, what: &str) -> bool {
+    let mut lines = result.log_tail.iter();
+    lines.any(|line| line.as_str().contains(what))
 }
