@@ -17,13 +17,14 @@ use rustls::pki_types::{CertificateDer, DnsName};
 use x509_parser::time::ASN1Time;
 use zeroize::Zeroizing;
 
-use crate::certificate::{CertificateInfo, hex};
+use crate::certificate::CertificateInfo;
 use crate::credentials::Credentials;
 use crate::directory::{CA_CERTIFICATE, CA_KEY};
 use crate::files::{self, FileError};
 use crate::pem::{self, Part, Pem, PemProblem};
 use crate::program::now;
 use crate::role::Role;
+use crate::serial::Serial;
 
 /// How long a CA is valid unless told otherwise: ten years.
 pub const CA_VALIDITY: Duration = days(3652);
@@ -200,8 +201,8 @@ pub struct Issued {
     pub certificate_pem: String,
     /// Its private key: a secret.
     pub key_pem: Zeroizing<String>,
-    /// The serial number, in lower-case hexadecimal.
-    pub serial: String,
+    /// The serial number.
+    pub serial: Serial,
     /// When it ends.
     pub not_after: Timestamp,
 }
@@ -209,7 +210,7 @@ pub struct Issued {
 impl fmt::Debug for Issued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Issued")
-            .field("serial", &self.serial)
+            .field("serial", &self.serial.to_string())
             .field("not_after", &self.not_after)
             .finish_non_exhaustive()
     }
@@ -232,7 +233,7 @@ pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate_pem: String,
     fleet: FleetName,
-    serial: String,
+    serial: Serial,
     not_after: Timestamp,
 }
 
@@ -240,7 +241,7 @@ impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authority")
             .field("fleet", &self.fleet)
-            .field("serial", &self.serial)
+            .field("serial", &self.serial.to_string())
             .finish_non_exhaustive()
     }
 }
@@ -366,11 +367,10 @@ impl Authority {
             }
         };
         params.subject_alt_names = hosts.iter().map(Host::subject_alt_name).collect();
-        let serial = params
-            .serial_number
-            .as_ref()
-            .map(|serial| hex(serial.as_ref()))
-            .unwrap_or_default();
+        let serial = params.serial_number.as_ref().map_or_else(
+            || Serial::from_be_bytes(&[]),
+            |serial| Serial::from_be_bytes(serial.as_ref()),
+        );
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Issued {
@@ -401,7 +401,7 @@ impl Authority {
 
     /// The serial number of its certificate, which tells it from an authority of the same name.
     #[must_use]
-    pub fn serial(&self) -> &str {
+    pub const fn serial(&self) -> &Serial {
         &self.serial
     }
 

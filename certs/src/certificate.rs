@@ -11,6 +11,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer as _;
 
 use crate::identity::{Identity, IdentityError};
+use crate::serial::Serial;
 
 /// Bytes that are no certificate.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -38,8 +39,8 @@ pub struct CertificateInfo {
     pub subject: String,
     /// The issuer as text, free of control characters.
     pub issuer: String,
-    /// The serial number, in lower-case hexadecimal.
-    pub serial: String,
+    /// The serial number.
+    pub serial: Serial,
     /// When it starts to be valid.
     pub not_before: Timestamp,
     /// When it ends.
@@ -65,7 +66,7 @@ impl CertificateInfo {
             is_ca: certificate.is_ca(),
             subject: printable(&certificate.subject().to_string()),
             issuer: printable(&certificate.issuer().to_string()),
-            serial: hex(&certificate.serial.to_bytes_be()),
+            serial: Serial::from_be_bytes(&certificate.serial.to_bytes_be()),
             not_before: timestamp(validity.not_before.timestamp()),
             not_after: timestamp(validity.not_after.timestamp()),
             hosts: hosts(&certificate),

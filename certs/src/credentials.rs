@@ -3,19 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use camino::Utf8PathBuf;
 use hoist_protocol::Timestamp;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::authority::days;
 use crate::certificate::CertificateInfo;
+use crate::files::FileError;
 use crate::identity::{Identity, IdentityError};
 use crate::pem::{Part, Pem, PemError};
 use crate::program::now;
 use crate::role::Role;
+use crate::server::{ServerSources, ServerTls};
+use crate::trust::{CrlError, DenylistError};
 use crate::verifier::BrokerVerifier;
 
 /// How long before its end a certificate is warned about whenever it is loaded.
@@ -131,6 +134,30 @@ pub enum TlsError {
         #[source]
         source: Box<rustls::Error>,
     },
+    /// A revocation list cannot be used.
+    #[error("cannot use the CRL `{path}`")]
+    Crl {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why not.
+        #[source]
+        source: CrlError,
+    },
+    /// The revocation lists would take back less than those in use.
+    #[error("cannot go back behind the CRL in use")]
+    OldCrl(#[source] CrlError),
+    /// The denylist cannot be used.
+    #[error("cannot use the denylist `{path}`")]
+    Denylist {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why not.
+        #[source]
+        source: DenylistError,
+    },
+    /// A file cannot be read.
+    #[error(transparent)]
+    File(FileError),
     /// The authorities cannot be used for verification.
     #[error("TLS cannot use the CA from {origin}: {reason}")]
     Ca {
@@ -151,6 +178,24 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
+    /// For rustls.
+    #[must_use]
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+
+    /// Who we are.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// When our certificate ends.
+    #[must_use]
+    pub const fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
     /// Whether a CA that is trusted here has issued our certificate. The broker decides whether it counts, and may
     /// know more of them than we do.
     ///
@@ -163,40 +208,6 @@ impl ClientTls {
         }
     }
 }
-
-/// The broker's side of mutual TLS. It talks to nobody without a certificate of its own authority.
-#[derive(Clone, Debug)]
-pub struct ServerTls {
-    config: Arc<ServerConfig>,
-    identity: Identity,
-    not_after: Timestamp,
-}
-
-macro_rules! accessors {
-    ($tls:ident, $config:ident) => {
-        impl $tls {
-            /// For rustls.
-            #[must_use]
-            pub fn config(&self) -> Arc<$config> {
-                Arc::clone(&self.config)
-            }
-
-            /// Who we are.
-            #[must_use]
-            pub const fn identity(&self) -> &Identity {
-                &self.identity
-            }
-
-            /// When our certificate ends.
-            #[must_use]
-            pub const fn not_after(&self) -> Timestamp {
-                self.not_after
-            }
-        }
-    };
-}
-accessors!(ClientTls, ClientConfig);
-accessors!(ServerTls, ServerConfig);
 
 impl Credentials {
     /// Makes the client's side: no resumption, so that a revoked or expired certificate never lives on in a
@@ -228,41 +239,15 @@ impl Credentials {
         })
     }
 
-    /// Makes the broker's side: a client certificate is required, nothing is kept between connections.
+    /// Makes the broker's side for all fleets of the CA, without revocation; [`ServerSources`] has the rest.
     ///
     /// # Errors
     /// [`TlsError`]
     pub fn server(&self) -> Result<ServerTls, TlsError> {
-        let roots = self.roots()?;
-        let own = self.own(&roots)?;
-        if own.identity.role() != Role::Broker {
-            return Err(TlsError::NotABroker {
-                origin: self.certificate.clone(),
-                identity: own.identity,
-            });
-        }
-        let provider = provider();
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .build()
-                .map_err(|error| self.bad_ca(&error))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|source| self.unusable(source))?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(own.chain, self.key.private_key()?)
-            .map_err(|source| self.unusable(source))?;
-        // A resumed session would skip the verifier: no cache, no tickets.
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        Ok(ServerTls {
-            config: Arc::new(config),
-            identity: own.identity,
-            not_after: own.not_after,
-        })
+        ServerSources::from(self.clone()).load(None)
     }
 
-    fn own(&self, roots: &RootCertStore) -> Result<Own, TlsError> {
+    pub(crate) fn own(&self, roots: &RootCertStore) -> Result<Own, TlsError> {
         let (part, origin) = (Part::Certificate, &self.certificate);
         let chain = origin.certificates(part)?;
         let info = read(&chain[0], part, origin)?;
@@ -301,34 +286,12 @@ impl Credentials {
         Ok(own)
     }
 
-    fn roots(&self) -> Result<RootCertStore, TlsError> {
-        let (part, origin) = (Part::Ca, &self.ca);
+    pub(crate) fn roots(&self) -> Result<RootCertStore, TlsError> {
         let mut roots = RootCertStore::empty();
-        let mut refused = None;
-        for der in origin.certificates(part)? {
-            let info = read(&der, part, origin)?;
-            if !info.is_ca {
-                return Err(TlsError::NotACa {
-                    origin: origin.clone(),
-                    subject: info.subject,
-                });
-            }
-            // One of several CAs may be past its time while a fleet moves from one to the next.
-            if let Err(error) = check_time(
-                &info,
-                part,
-                origin,
-                "make a new one with `hoist-certs init`",
-            ) {
-                refused = Some(error);
-                continue;
-            }
+        for der in authorities_in(&self.ca)? {
             roots.add(der).map_err(|error| self.bad_ca(&error))?;
         }
-        match refused {
-            Some(error) if roots.is_empty() => Err(error),
-            _ => Ok(roots),
-        }
+        Ok(roots)
     }
 
     /// The other side decides whether our certificate counts, and it may know more authorities than we do: so
@@ -369,7 +332,7 @@ impl Credentials {
         Some(error.to_string())
     }
 
-    fn unusable(&self, source: rustls::Error) -> TlsError {
+    pub(crate) fn unusable(&self, source: rustls::Error) -> TlsError {
         let (certificate, key) = (self.certificate.clone(), self.key.clone());
         match source {
             rustls::Error::InconsistentKeys(_) => TlsError::KeyMismatch { certificate, key },
@@ -389,16 +352,42 @@ impl Credentials {
     }
 }
 
+/// The certificates of the CAs in `origin` that hold now, one at least.
+pub(crate) fn authorities_in(origin: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let part = Part::Ca;
+    let mut authorities = Vec::new();
+    let mut refused = None;
+    for der in origin.certificates(part)? {
+        let info = read(&der, part, origin)?;
+        if !info.is_ca {
+            return Err(TlsError::NotACa {
+                origin: origin.clone(),
+                subject: info.subject,
+            });
+        }
+        // One of several CAs may be past its time while a fleet moves from one to the next.
+        let what_to_do = "make a new one with `hoist-certs init`";
+        match check_time(&info, part, origin, what_to_do) {
+            Ok(()) => authorities.push(der),
+            Err(error) => refused = Some(error),
+        }
+    }
+    match refused {
+        Some(error) if authorities.is_empty() => Err(error),
+        _ => Ok(authorities),
+    }
+}
+
 /// One's own certificate, read and checked.
-struct Own {
-    chain: Vec<CertificateDer<'static>>,
-    identity: Identity,
-    not_after: Timestamp,
+pub(crate) struct Own {
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    pub(crate) identity: Identity,
+    pub(crate) not_after: Timestamp,
     /// Why it does not hold under the CA that is trusted here.
     other_ca: Option<String>,
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 

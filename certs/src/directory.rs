@@ -16,6 +16,7 @@ use crate::authority::{Authority, AuthorityError, CERTIFICATE_VALIDITY, Host, Va
 use crate::files::{FileError, Overwrite, Staged};
 use crate::program::now;
 use crate::role::Role;
+use crate::serial::Serial;
 
 /// The authority's certificate.
 pub const CA_CERTIFICATE: &str = "ca.pem";
@@ -94,8 +95,8 @@ pub enum DirectoryError {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 struct Entry {
     /// The serial number of the authority, so that a new authority in the same folder starts anew.
-    authority: String,
-    serial: String,
+    authority: Serial,
+    serial: Serial,
     name: AgentName,
     role: Role,
     fleet: FleetName,
@@ -234,7 +235,7 @@ pub fn issue(
         authority.issue_in(fleet, request.role, &request.name, &request.hosts, validity)?;
     // The index first: a certificate that exists and is not in it could be issued again to another role.
     index.append(&Entry {
-        authority: authority.serial().to_owned(),
+        authority: authority.serial().clone(),
         serial: issued.serial.clone(),
         name: request.name.clone(),
         role: request.role,
@@ -261,7 +262,8 @@ fn check_unique(
     fleet: &FleetName,
     overwrite: Overwrite,
 ) -> Result<(), DirectoryError> {
-    let ours = |entry: &&Entry| entry.authority == authority.serial() && entry.name == request.name;
+    let ours =
+        |entry: &&Entry| entry.authority == *authority.serial() && entry.name == request.name;
     for entry in entries.iter().filter(ours) {
         if entry.role != request.role || entry.fleet != *fleet {
             return Err(DirectoryError::NameTaken {

@@ -54,6 +54,14 @@ pub enum FileError {
     },
 }
 
+impl FileError {
+    /// Whether there is no such file.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// Reads a file of at most `max_bytes`. The bytes are wiped from memory when they are dropped.
 ///
 /// # Errors

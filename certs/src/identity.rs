@@ -118,6 +118,11 @@ impl Identity {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) const fn new(name: AgentName, role: Role, fleet: FleetName) -> Self {
+        Self { name, role, fleet }
+    }
+
     /// The name, unique over all roles and fleets of an authority.
     #[must_use]
     pub const fn name(&self) -> &AgentName {

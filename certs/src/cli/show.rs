@@ -146,7 +146,7 @@ fn as_text(file: &Utf8Path, found: &Found, now: Timestamp) -> String {
                 line("hosts", &info.hosts.join(", "));
             }
             line("issuer", &info.issuer);
-            line("serial", &info.serial);
+            line("serial", &info.serial.to_string());
             line("fingerprint", &format!("SHA-256 {}", info.fingerprint));
             line("public key", &format!("SHA-256 {}", info.public_key));
             match standing {
