@@ -10,7 +10,7 @@ use hoist_agent_core::Told;
 use hoist_certs::{ClientTls, mqtt};
 use hoist_protocol::{BrokerUrl, Channel, Machine, Presence};
 use rumqttc::{
-    AsyncClient, ConnectionError, Event, EventLoop, LastWill, Outgoing, Packet, QoS,
+    AsyncClient, ConnectionError, Event, EventLoop, LastWill, Outgoing, Packet, QoS, StateError,
     SubscribeFilter, SubscribeReasonCode,
 };
 use tokio::sync::mpsc;
@@ -98,6 +98,8 @@ pub struct Link {
     in_flight: HashMap<u16, Receipt>,
     /// Subscriptions and pings that were not answered yet.
     asked: usize,
+    /// Whether a subscription was answered.
+    has_subscribed: bool,
     /// Since when the broker has said nothing although it owes an answer.
     silent_since: Option<Instant>,
     /// How long that may last.
@@ -140,6 +142,7 @@ impl Link {
             queued: VecDeque::new(),
             in_flight: HashMap::new(),
             asked: 0,
+            has_subscribed: false,
             silent_since: None,
             patience: target.keepalive.min(SILENCE),
         }
@@ -160,6 +163,10 @@ impl Link {
                 Some(Ok(Event::Outgoing(outgoing))) => {
                     self.written(&outgoing);
                     None
+                }
+                // The client's own watch over its pings may be a moment faster than ours.
+                Some(Err(ConnectionError::MqttState(StateError::AwaitPingResp))) => {
+                    Some(LinkEvent::Silent(self.patience))
                 }
                 Some(Err(error)) => Some(LinkEvent::Lost(Box::new(error))),
                 None => Some(LinkEvent::Died),
@@ -186,6 +193,7 @@ impl Link {
             }
             Packet::SubAck(answer) => {
                 self.asked = self.asked.saturating_sub(1);
+                self.has_subscribed = true;
                 let granted = |n: usize| {
                     let code = answer.return_codes.get(n);
                     matches!(code, Some(SubscribeReasonCode::Success(_)))
@@ -238,11 +246,14 @@ impl Link {
 
     /// Subscribes to the machine's `deploy` and `echo`; answered by [`LinkEvent::Subscribed`].
     ///
+    /// At QoS 0: a clean session has nothing redelivered, and what a broker may drop is retained and comes again with
+    /// the next subscription. QoS 1 would cost NATS a consumer for each topic of each machine, half a second to make.
+    ///
     /// Returns whether there was room for the request.
     pub fn subscribe(&self) -> bool {
         let filters = [Channel::Deploy, Channel::Echo].map(|channel| {
             let topic = self.machine.topic(channel).to_string();
-            SubscribeFilter::new(topic, QoS::AtLeastOnce)
+            SubscribeFilter::new(topic, QoS::AtMostOnce)
         });
         self.client.try_subscribe_many(filters).is_ok()
     }
@@ -267,6 +278,12 @@ impl Link {
             }
             Err(_) => false,
         }
+    }
+
+    /// Whether the broker has answered all that it was asked over this connection, a subscription for one.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.has_subscribed && self.asked == 0 && !self.is_busy()
     }
 
     /// Whether something that was published may not have arrived.
