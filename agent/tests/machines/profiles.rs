@@ -189,9 +189,8 @@ fn a_nix_that_cannot_switch_generations_does_not_keep_a_profile_from_going_back(
         machine.running(&a);
         let nix_env = run("/bin/sh", &["-c", "command -v nix-env"]);
         let nix_env = nix_env.trim();
-        let fails = format!(
-            "case \"$*\" in *--switch-generation*) exit 1 ;; esac\nexec {nix_env} \"$@\""
-        );
+        let fails =
+            format!("case \"$*\" in *--switch-generation*) exit 1 ;; esac\nexec {nix_env} \"$@\"");
         machine.fake("nix-env", &fails);
         let mut spec = machine.spec(&machine.tool("b"));
         spec.target.health_checks = vec![checks_with(machine.program("bad", "exit 1"))];
