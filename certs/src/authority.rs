@@ -341,7 +341,43 @@ impl Authority {
         hosts: &[Host],
         valid_for: impl Into<Validity>,
     ) -> Result<Issued, AuthorityError> {
-        let validity = valid_for.into();
+        let usages = match role {
+            Role::Broker => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Role::Agent | Role::Publisher | Role::Monitor | Role::Admin => {
+                vec![ExtendedKeyUsagePurpose::ClientAuth]
+            }
+        };
+        self.issue_for(usages, fleet, role, name, hosts, valid_for.into())
+    }
+
+    /// Issues a certificate for a broker that is one of a cluster: its nodes connect to each other, so each of them is
+    /// server and client.
+    ///
+    /// # Errors
+    /// As [`Authority::issue_in`].
+    pub fn issue_node(
+        &self,
+        fleet: &FleetName,
+        name: &AgentName,
+        hosts: &[Host],
+        valid_for: impl Into<Validity>,
+    ) -> Result<Issued, AuthorityError> {
+        let usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        self.issue_for(usages, fleet, Role::Broker, name, hosts, valid_for.into())
+    }
+
+    fn issue_for(
+        &self,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        fleet: &FleetName,
+        role: Role,
+        name: &AgentName,
+        hosts: &[Host],
+        validity: Validity,
+    ) -> Result<Issued, AuthorityError> {
         if validity.not_after > self.not_after {
             return Err(AuthorityError::OutlivesCa {
                 ca: self.not_after,
@@ -356,16 +392,14 @@ impl Authority {
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        params.extended_key_usages = match role {
+        match role {
             Role::Broker if hosts.is_empty() => return Err(AuthorityError::NoHost),
-            Role::Broker => vec![ExtendedKeyUsagePurpose::ServerAuth],
             Role::Agent | Role::Publisher | Role::Monitor | Role::Admin if !hosts.is_empty() => {
                 return Err(AuthorityError::HostForClient(role));
             }
-            Role::Agent | Role::Publisher | Role::Monitor | Role::Admin => {
-                vec![ExtendedKeyUsagePurpose::ClientAuth]
-            }
-        };
+            _ => {}
+        }
+        params.extended_key_usages = usages;
         params.subject_alt_names = hosts.iter().map(Host::subject_alt_name).collect();
         let serial = params.serial_number.as_ref().map_or_else(
             || Serial::from_be_bytes(&[]),

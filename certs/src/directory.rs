@@ -115,6 +115,8 @@ pub struct Request {
     pub fleet: Option<FleetName>,
     /// The hosts of a broker.
     pub hosts: Vec<Host>,
+    /// Whether it is for a broker that is one of a cluster: see [`Authority::issue_node`].
+    pub node: bool,
     /// How long it is valid; a year, or as long as the authority when that ends before.
     pub validity: Option<Validity>,
 }
@@ -231,8 +233,11 @@ pub fn issue(
         let usual = Validity::from(CERTIFICATE_VALIDITY);
         usual.ending_at_most(authority.not_after())
     });
-    let issued =
-        authority.issue_in(fleet, request.role, &request.name, &request.hosts, validity)?;
+    let (name, hosts) = (&request.name, &request.hosts);
+    let issued = match request.role {
+        Role::Broker if request.node => authority.issue_node(fleet, name, hosts, validity),
+        role => authority.issue_in(fleet, role, name, hosts, validity),
+    }?;
     // The index first: a certificate that exists and is not in it could be issued again to another role.
     index.append(&Entry {
         authority: authority.serial().clone(),

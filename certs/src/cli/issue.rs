@@ -20,7 +20,8 @@ use super::{Output, for_days, print};
 #[command(after_help = "Examples:
   hoist-certs issue agent web-1
   hoist-certs issue agent web-1 --force --days 90
-  hoist-certs issue broker main --host mqtt.example.org --host 10.0.0.5")]
+  hoist-certs issue broker main --host mqtt.example.org --host 10.0.0.5
+  hoist-certs issue broker n1 --host n1.example.org --cluster")]
 pub(crate) struct Issue {
     #[command(subcommand)]
     whose: Whose,
@@ -55,6 +56,9 @@ struct Broker {
     /// A DNS name or IP address that clients connect to; repeat it for several
     #[arg(long = "host", required = true, value_name = "HOST")]
     hosts: Vec<Host>,
+    /// It is one node of a cluster, such as NATS's: nodes are also clients of each other
+    #[arg(long)]
+    cluster: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -73,6 +77,7 @@ struct Common {
 
 impl Issue {
     pub(crate) fn run(self) -> anyhow::Result<ExitCode> {
+        let node = matches!(&self.whose, Whose::Broker(broker) if broker.cluster);
         let (role, name, hosts, common) = match self.whose {
             Whose::Agent(client) => (Role::Agent, client.name, Vec::new(), client.common),
             Whose::Publisher(client) => (Role::Publisher, client.name, Vec::new(), client.common),
@@ -85,6 +90,7 @@ impl Issue {
             name,
             fleet: common.fleet,
             hosts,
+            node,
             validity: common.days.map(for_days),
         };
         let written = directory::issue(&common.output.dir, &request, common.output.overwrite())
