@@ -5,21 +5,25 @@
 //! whatever befalls one of them, the machine knows which orders it has seen and owes nobody an outcome. Room
 //! for the next ones is taken in advance, so that a deployment that fills the disk can still be recorded as
 //! having failed.
+//!
+//! A deployment may bring an agent that knows a newer format, and may then be taken back: so an agent goes on
+//! writing the format that it found until a deployment has ended well.
 
 mod format;
 
+use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 
 use camino::{Utf8Path, Utf8PathBuf};
-use hoist_agent_core::Ledger;
+use hoist_agent_core::{Ended, Ledger};
 use hoist_protocol::Text;
 use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
 use rustix::io::Errno;
 
 pub use format::Damage;
-use format::{Choice, FORMAT, Found, choose, decode, encode};
+use format::{Choice, Format, Found, choose, decode, encode};
 
 /// Largest ledger that is read, in bytes: many times what [`Ledger`]'s own limits allow.
 const MAX_LEN: u64 = 4 * 1024 * 1024;
@@ -65,8 +69,8 @@ pub enum LedgerError {
     },
     /// A newer version wrote it: this one would forget what it does not know.
     #[error(
-        "the ledger `{path}` is of format {found}, and this hoist-agent reads up to {FORMAT}: a newer one wrote it; \
-         start that one again"
+        "the ledger `{path}` is of format {found}, and this hoist-agent reads up to {}: a newer one wrote it; \
+         start that one again", Format::NEWEST.number()
     )]
     Newer {
         /// Where it is.
@@ -106,7 +110,7 @@ pub fn read(state: &Utf8Path) -> Result<Option<Ledger>, LedgerError> {
     let path = ledger_path(state);
     match choose(find(&path)?, find(&copy_of(&path))?) {
         Choice::New => Ok(None),
-        Choice::Good(ledger) | Choice::FromCopy(ledger, _) => Ok(Some(*ledger)),
+        Choice::Good(found) | Choice::FromCopy(found, _) => Ok(Some(found.ledger)),
         Choice::Newer(found) => Err(LedgerError::Newer { path, found }),
         Choice::Lost(source) => Err(LedgerError::Damaged { path, source }),
     }
@@ -163,6 +167,8 @@ fn find(path: &Utf8Path) -> Result<Found, LedgerError> {
 #[derive(Debug)]
 pub struct LedgerFile {
     state: Utf8PathBuf,
+    /// What the files are written in.
+    format: Cell<Format>,
     /// Held locked; the kernel lets go of it when the agent ends, however it does.
     _lock: File,
 }
@@ -193,6 +199,7 @@ impl LedgerFile {
         }
         Ok(Self {
             state: state.to_owned(),
+            format: Cell::new(Format::OLDEST),
             _lock: lock,
         })
     }
@@ -212,19 +219,22 @@ impl LedgerFile {
     pub fn load(&self) -> Result<Ledger, LedgerError> {
         let path = self.path();
         let copy = copy_of(&path);
-        let (mut ledger, damage, damaged, means) = match choose(find(&path)?, find(&copy)?) {
+        let (found, damage, damaged, means) = match choose(find(&path)?, find(&copy)?) {
             Choice::New => return Ok(Ledger::default()),
-            Choice::Good(ledger) => return Ok(*ledger),
+            Choice::Good(found) => {
+                self.format.set(found.format);
+                return Ok(found.ledger);
+            }
             Choice::Newer(found) => return Err(LedgerError::Newer { path, found }),
-            Choice::FromCopy(ledger, damage) => {
+            Choice::FromCopy(found, damage) => {
                 let means = "the ledger was damaged and was read from its copy, with nothing lost; check the disk";
-                (*ledger, damage, vec![path], means)
+                (Some(*found), damage, vec![path], means)
             }
             Choice::Lost(damage) => {
                 let means = "the ledger and its copy were damaged: this machine has forgotten which deployments it \
                              has seen and how they ended; until the next one, an old signed deployment would be \
                              followed again; check the disk";
-                (Ledger::default(), damage, vec![path, copy], means)
+                (None, damage, vec![path, copy], means)
             }
         };
         let damage = crate::job::chain(&damage);
@@ -234,6 +244,13 @@ impl LedgerFile {
             }
         }
         tracing::error!(%damage, "{means}");
+        let mut ledger = match found {
+            Some(found) => {
+                self.format.set(found.format);
+                found.ledger
+            }
+            None => Ledger::default(),
+        };
         ledger.damage = Some(Text::lossy(means));
         self.save(&ledger)?;
         Ok(ledger)
@@ -257,7 +274,8 @@ impl LedgerFile {
     /// # Errors
     /// [`LedgerError`]; the ledger that was there before is untouched then, or replaced as a whole.
     pub fn save(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        let bytes = encode(ledger);
+        let format = self.format.get().max(format_for(ledger));
+        let bytes = encode(ledger, format);
         let path = self.path();
         let copy = copy_of(&path);
         // Both are written before either is synced: the second sync has little left to do.
@@ -269,6 +287,7 @@ impl LedgerFile {
         put_in_place(&path)?;
         put_in_place(&copy)?;
         self.sync_folder()?;
+        self.format.set(format);
         for path in [path, copy] {
             if let Err(error) = reserve(&path) {
                 // Not every file system can, and this one is saved.
@@ -281,6 +300,20 @@ impl LedgerFile {
     fn sync_folder(&self) -> Result<(), LedgerError> {
         let sync = || File::open(&self.state)?.sync_all();
         sync().map_err(io_error("sync the state folder", &self.state))
+    }
+}
+
+/// The newest format that a ledger can be written in without shutting out the agent that would come back.
+///
+/// While something is under way or waits for a boot, the system from before may come back with its agent; and when
+/// the newest deployment did not hold, it has, and this agent may be the one that is about to be replaced.
+fn format_for(ledger: &Ledger) -> Format {
+    let held = |ended: &Ended| ended.entry.state.is_good();
+    let settled = ledger.current.is_none() && ledger.staged.is_none();
+    if settled && ledger.last.as_ref().is_some_and(held) {
+        Format::NEWEST
+    } else {
+        Format::OLDEST
     }
 }
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use hoist_agent_core::Floor;
-use hoist_protocol::{DeploymentId, Order};
+use hoist_protocol::{DeploymentId, Order, State};
 
 use super::*;
 
@@ -133,13 +133,15 @@ fn a_disk_that_damages_it_again_and_again_is_not_filled() {
 fn a_ledger_of_a_newer_version_is_left_alone() {
     let (_dir, state) = state();
     let file = LedgerFile::open(&state).unwrap();
-    let newer = b"hoist-ledger 2 00\n{}";
-    for path in [file.path(), copy_of(&file.path())] {
-        fs::write(path, newer).unwrap();
-    }
+    let newer = format::newer(b"of another form");
+    file.save(&ledger()).unwrap();
+    // Whether it had written both or died between the two.
+    fs::write(file.path(), &newer).unwrap();
+    assert!(matches!(file.load(), Err(LedgerError::Newer { .. })));
+    fs::write(copy_of(&file.path()), &newer).unwrap();
     let error = file.load().unwrap_err();
     assert!(
-        matches!(error, LedgerError::Newer { found: 2, .. }),
+        matches!(error, LedgerError::Newer { found: 3, .. }),
         "{error}"
     );
     assert!(
@@ -149,13 +151,82 @@ fn a_ledger_of_a_newer_version_is_left_alone() {
     assert_eq!(fs::read(file.path()).unwrap(), newer);
 }
 
+/// The format that a file is written in.
+fn format_of(path: &Utf8Path) -> Format {
+    decode(&fs::read(path).unwrap()).unwrap().format
+}
+
+fn ended(ledger: Ledger, state: State) -> Ledger {
+    // The newest that ended, in a form that was written once.
+    let golden = decode(include_bytes!("golden/format-1")).unwrap().ledger;
+    let mut last = golden.last.unwrap();
+    last.entry.state = state;
+    Ledger {
+        last: Some(last),
+        ..ledger
+    }
+}
+
+#[test]
+fn the_format_moves_only_when_a_deployment_has_held_and_never_back() {
+    let (_dir, state) = state();
+    let golden = include_bytes!("golden/format-1");
+    let under_way = decode(golden).unwrap().ledger;
+    let idle = Ledger {
+        current: None,
+        next: None,
+        staged: None,
+        ..under_way.clone()
+    };
+    let file = LedgerFile::open(&state).unwrap();
+    let paths = [file.path(), copy_of(&file.path())];
+    for path in &paths {
+        fs::write(path, golden).unwrap();
+    }
+    assert_eq!(file.load().unwrap(), under_way);
+    let staged = Ledger {
+        staged: under_way.staged.clone(),
+        ..idle.clone()
+    };
+    let steps = [
+        (under_way.clone(), Format::One),
+        (ended(under_way.clone(), State::Succeeded), Format::One),
+        (ended(staged, State::Staged), Format::One),
+        (ended(idle.clone(), State::RolledBack), Format::One),
+        (ended(idle.clone(), State::Succeeded), Format::Two),
+        (ended(idle, State::RolledBack), Format::Two),
+        (under_way, Format::Two),
+    ];
+    for (ledger, format) in steps {
+        file.save(&ledger).unwrap();
+        for path in &paths {
+            assert_eq!(format_of(path), format);
+        }
+        assert_eq!(file.load().unwrap(), ledger);
+    }
+}
+
+#[test]
+fn a_ledger_that_begins_anew_is_one_that_every_version_reads() {
+    let (_dir, state) = state();
+    let file = LedgerFile::open(&state).unwrap();
+    file.save(&ledger()).unwrap();
+    assert_eq!(format_of(&file.path()), Format::OLDEST);
+    file.save(&ended(ledger(), State::Succeeded)).unwrap();
+    assert_eq!(format_of(&file.path()), Format::NEWEST);
+}
+
 #[test]
 fn a_crash_between_the_two_files_leaves_the_newer_one() {
     let (_dir, state) = state();
     let file = LedgerFile::open(&state).unwrap();
     file.save(&Ledger::default()).unwrap();
     let path = file.path();
-    sync(&path, &write_new(&path, &encode(&ledger())).unwrap()).unwrap();
+    sync(
+        &path,
+        &write_new(&path, &encode(&ledger(), Format::NEWEST)).unwrap(),
+    )
+    .unwrap();
     put_in_place(&path).unwrap();
     assert_eq!(file.load().unwrap(), ledger());
 }
