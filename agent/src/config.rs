@@ -20,7 +20,7 @@ use folders::Account;
 use period::PeriodSetting;
 
 pub use folders::{CONFIG, PROFILE, STATE};
-pub use period::{Period, PeriodError};
+pub use period::Period;
 pub use place::{Place, PlaceFlags};
 
 /// How often the agent says again how things are unless told otherwise.

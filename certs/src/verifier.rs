@@ -1,6 +1,7 @@
 //! What a client asks of a broker's certificate, and what to do when TLS fails.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -101,17 +102,19 @@ fn explain_server_certificate(error: &CertificateError) -> String {
              or check this machine's clock"
                 .to_owned()
         }
-        CertificateError::ExpiredContext { not_after, .. } => format!(
-            "the broker's certificate expired on {}; issue a new one with `hoist-certs issue broker`, \
-             or check this machine's clock",
-            time(*not_after)
+        CertificateError::ExpiredContext { time, not_after } => format!(
+            "the broker's certificate expired on {}, and this machine's clock says {}; issue a new one with \
+             `hoist-certs issue broker`, or set the clock right",
+            at(*not_after),
+            minute(*time)
         ),
         CertificateError::NotValidYet => {
             "the broker's certificate is not valid yet; check this machine's clock".to_owned()
         }
-        CertificateError::NotValidYetContext { not_before, .. } => format!(
-            "the broker's certificate is not valid before {}; check this machine's clock",
-            time(*not_before)
+        CertificateError::NotValidYetContext { time, not_before } => format!(
+            "the broker's certificate is not valid before {}, and this machine's clock says {}; set the clock right",
+            at(*not_before),
+            minute(*time)
         ),
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             "the broker's certificate was not issued by the CA that is trusted here; \
@@ -181,8 +184,15 @@ fn explain_alert(alert: AlertDescription) -> String {
     .to_owned()
 }
 
-fn time(time: UnixTime) -> Timestamp {
+fn at(time: UnixTime) -> Timestamp {
     Timestamp::from_ms(time.as_secs().saturating_mul(1000))
+}
+
+/// The minute in which something was: who tries again each second says the same for that long.
+fn minute(time: UnixTime) -> Timestamp {
+    at(UnixTime::since_unix_epoch(Duration::from_secs(
+        time.as_secs() / 60 * 60,
+    )))
 }
 
 fn printable(text: &str) -> String {

@@ -6,86 +6,76 @@
   pkgs,
 }:
 let
-  toml = pkgs.formats.toml { };
-  system = pkgs.stdenv.hostPlatform.system;
+  common = import ./common.nix { inherit self lib pkgs; };
+  inherit (common) publicKey;
   url = lib.types.strMatching "mqtts://.+";
+
+  # A setting that stands in `agent.toml` only when it is set: the agent has its own default for it.
+  optional =
+    type: example: description:
+    lib.mkOption {
+      type = lib.types.nullOr type;
+      default = null;
+      inherit example description;
+    };
 in
 {
-  options = {
-    enable = lib.mkEnableOption "the Hoist agent, which deploys this machine";
+  options =
+    common.options {
+      name = "hoist-agent";
+      file = "agent.toml";
+      certificate = "agent-web-1";
+      aboutCA = "It is public and may lie in the store.";
+      aboutCertificate = "This machine's certificate, which says the machine's name and fleet.";
+      aboutKey = "Whoever runs the agent has to be able to read it, and nobody else.";
+    }
+    // {
+      enable = lib.mkEnableOption "the Hoist agent, which deploys this machine";
 
-    package = lib.mkOption {
-      type = lib.types.package;
-      default =
-        self.packages.${system}.hoist-agent
-          or (throw "Hoist has no package of its agent for ${system}; set services.hoist-agent.package");
-      defaultText = lib.literalExpression "hoist.packages.\${system}.hoist-agent";
-      description = "The package that holds `bin/hoist-agent`.";
-    };
-
-    broker = lib.mkOption {
-      type = lib.types.either url (lib.types.nonEmptyListOf url);
-      example = [
-        "mqtts://broker-1.example.org"
-        "mqtts://broker-2.example.org:8884"
-      ];
-      description = ''
-        Where the broker listens; the port is 8883 unless given. Of several, up to 8, the first that answers is
-        taken. The agent connects out; this machine opens no port.
-      '';
-    };
-
-    caFile = lib.mkOption {
-      type = lib.types.path;
-      example = "./certs/ca.pem";
-      description = "Hoist's own certificate authority, `ca.pem`. It is public and may lie in the store.";
-    };
-
-    certificateFile = lib.mkOption {
-      type = lib.types.externalPath or lib.types.str;
-      example = "/var/lib/secrets/hoist/agent-web-1.pem";
-      description = "This machine's certificate, a path on the machine. It says the machine's name and fleet.";
-    };
-
-    keyFile = lib.mkOption {
-      type = lib.types.externalPath or lib.types.str;
-      example = "/var/lib/secrets/hoist/agent-web-1.key";
-      description = ''
-        The certificate's private key, a path on the machine and never in the store. Whoever runs the agent has to be
-        able to read it, and nobody else.
-      '';
-    };
-
-    trustedKeys = lib.mkOption {
-      type = lib.types.nonEmptyListOf (lib.types.strMatching "hoist-[a-z0-9][a-z0-9_-]*:.+");
-      example = [ "hoist-ci:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=" ];
-      description = "Public halves of the keys that may sign deployments for this machine.";
-    };
-
-    tags = lib.mkOption {
-      type = lib.types.listOf (lib.types.strMatching "[a-z0-9_][a-z0-9_.:-]{0,63}");
-      default = [ ];
-      example = [
-        "canary"
-        "rack:7"
-      ];
-      description = "Words that this machine is selected by, 16 at most; it reports them in its status.";
-    };
-
-    settings = lib.mkOption {
-      inherit (toml) type;
-      default = { };
-      example = {
-        status_interval = "5m";
+      broker = lib.mkOption {
+        type = lib.types.either url (lib.types.nonEmptyListOf url);
+        example = [
+          "mqtts://broker-1.example.org"
+          "mqtts://broker-2.example.org:8884"
+        ];
+        description = ''
+          Where the broker listens; the port is 8883 unless given. Of several, up to 8, the first that answers is
+          taken. The agent connects out; this machine opens no port.
+        '';
       };
-      description = "Further settings of `agent.toml`, as `hoist-agent run --help` lists them.";
+
+      trustedKeys = lib.mkOption {
+        type = lib.types.nonEmptyListOf publicKey;
+        example = [ "hoist-ci:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=" ];
+        description = "Public halves of the keys that may sign deployments for this machine.";
+      };
+
+      requiredSignatures = optional lib.types.ints.positive 2 "How many of the trusted keys have to sign each deployment; 1 unless set.";
+
+      epochKeys = optional (lib.types.listOf publicKey) [
+        "hoist-admin:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw="
+      ] "Those of the trusted keys that may raise the epoch; none unless set.";
+
+      tags = lib.mkOption {
+        type = lib.types.listOf (lib.types.strMatching "[a-z0-9_][a-z0-9_.:-]{0,63}");
+        default = [ ];
+        example = [
+          "canary"
+          "rack:7"
+        ];
+        description = "Words that this machine is selected by, 16 at most; it reports them in its status.";
+      };
+
+      keepGenerations = optional (lib.types.ints.between 1 20) 5 ''
+        How many of the systems that were deployed last are kept from the garbage collector, to go back to without a
+        binary cache; 3 unless set.
+      '';
     };
-  };
 
   # The configuration file for the options' values `cfg`, with further settings that the module knows.
   configFile =
     cfg: more:
-    toml.generate "hoist-agent.toml" (
+    common.toml.generate "hoist-agent.toml" (
       cfg.settings
       // {
         inherit (cfg) broker;
@@ -95,6 +85,11 @@ in
         trusted_keys = cfg.trustedKeys;
       }
       // lib.optionalAttrs (cfg.tags != [ ]) { inherit (cfg) tags; }
+      // lib.filterAttrs (_name: value: value != null) {
+        required_signatures = cfg.requiredSignatures;
+        epoch_keys = cfg.epochKeys;
+        keep_generations = cfg.keepGenerations;
+      }
       // more
     );
 
@@ -120,12 +115,7 @@ in
     Umask = 63;
   };
 
-  assertions = cfg: [
-    {
-      assertion = !(lib.hasPrefix builtins.storeDir (toString cfg.keyFile));
-      message = "services.hoist-agent.keyFile lies in the Nix store, where everybody can read it";
-    }
-  ];
+  assertions = common.assertions "hoist-agent";
 
   # Within this time the service manager hears that the agent lives, or starts it again.
   watchdog = "2min";

@@ -9,10 +9,10 @@
 let
   cfg = config.services.hoist-broker;
   unit = "hoist-broker";
-  toml = pkgs.formats.toml { };
+  common = import ./common.nix { inherit self lib pkgs; };
   credentials = "/run/credentials/${unit}.service";
 
-  configFile = toml.generate "hoist-broker.toml" (
+  configFile = common.toml.generate "hoist-broker.toml" (
     cfg.settings
     // {
       listen = "${cfg.address}:${toString cfg.port}";
@@ -25,77 +25,50 @@ let
   );
 in
 {
-  options.services.hoist-broker = {
-    enable = lib.mkEnableOption "the Hoist broker, which carries deployments to agents";
+  options.services.hoist-broker =
+    common.options {
+      name = unit;
+      file = "broker.toml";
+      certificate = "broker-main";
+      aboutCA = "Whoever it has not certified is not let in.";
+      aboutCertificate = "The broker's certificate.";
+      aboutKey = "systemd hands it to the broker; nobody but root has to be able to read it.";
+    }
+    // {
+      enable = lib.mkEnableOption "the Hoist broker, which carries deployments to agents";
 
-    package = lib.mkOption {
-      type = lib.types.package;
-      default = self.packages.${pkgs.stdenv.hostPlatform.system}.hoist-broker;
-      defaultText = lib.literalExpression "hoist.packages.\${system}.hoist-broker";
-      description = "The package that holds `bin/hoist-broker`.";
-    };
+      address = lib.mkOption {
+        type = lib.types.str;
+        default = "0.0.0.0";
+        example = "[::]";
+        description = "The address to listen on; IPv6 in brackets.";
+      };
 
-    address = lib.mkOption {
-      type = lib.types.str;
-      default = "0.0.0.0";
-      example = "[::]";
-      description = "The address to listen on; IPv6 in brackets.";
-    };
+      port = lib.mkOption {
+        type = lib.types.port;
+        default = 8883;
+        description = "The TCP port to listen on.";
+      };
 
-    port = lib.mkOption {
-      type = lib.types.port;
-      default = 8883;
-      description = "The TCP port to listen on.";
-    };
+      openFirewall = lib.mkOption {
+        type = lib.types.bool;
+        default = false;
+        description = "Whether to open the port in the firewall.";
+      };
 
-    openFirewall = lib.mkOption {
-      type = lib.types.bool;
-      default = false;
-      description = "Whether to open the port in the firewall.";
+      trustedKeys = lib.mkOption {
+        type = lib.types.listOf common.publicKey;
+        default = [ ];
+        example = [ "hoist-ci:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=" ];
+        description = ''
+          Public halves of the keys that sign deployments. With them the broker refuses what they have not signed,
+          and what is older than the deployment it holds. Machines check this themselves in any case.
+        '';
+      };
     };
-
-    caFile = lib.mkOption {
-      type = lib.types.path;
-      example = "./certs/ca.pem";
-      description = "Hoist's own certificate authority, `ca.pem`: whoever it has not certified is not let in.";
-    };
-
-    certificateFile = lib.mkOption {
-      type = lib.types.externalPath or lib.types.str;
-      example = "/var/lib/secrets/hoist/broker-main.pem";
-      description = "The broker's certificate, a path on the machine.";
-    };
-
-    keyFile = lib.mkOption {
-      type = lib.types.externalPath or lib.types.str;
-      example = "/var/lib/secrets/hoist/broker-main.key";
-      description = "The certificate's private key, a path on the machine and never in the store.";
-    };
-
-    trustedKeys = lib.mkOption {
-      type = lib.types.listOf (lib.types.strMatching "hoist-[a-z0-9][a-z0-9_-]*:.+");
-      default = [ ];
-      example = [ "hoist-ci:6kpsY+KcUgq+9VB7Ey7F+ZVHdq6+vnuSQh7qaRRG0iw=" ];
-      description = ''
-        Public halves of the keys that sign deployments. With them the broker refuses what they have not signed,
-        and what is older than the deployment it holds. Machines check this themselves in any case.
-      '';
-    };
-
-    settings = lib.mkOption {
-      inherit (toml) type;
-      default = { };
-      description = "Further settings of `broker.toml`, as `hoist-broker run --help` lists them.";
-    };
-  };
 
   config = lib.mkIf cfg.enable {
-    assertions = [
-      {
-        assertion = !(lib.hasPrefix builtins.storeDir (toString cfg.keyFile));
-        message = "services.hoist-broker.keyFile lies in the Nix store, where everybody can read it";
-      }
-    ];
+    assertions = common.assertions unit cfg;
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
 

@@ -91,6 +91,22 @@ let
       && systemHas (stub.evaluateWith mac flake.darwinModules.agent "hoist-agent" enabledAgent)
       && home.home.packages == [ "/package" ]
       && command == "/package/bin/hoist-agent run --config ${home.xdg.configFile."hoist/agent.toml".source}";
+    whatIsNotSetIsLeftToTheAgent =
+      let
+        settings = values: (agent (enabledAgent // values)).environment.etc."hoist/agent.toml".source.settings;
+        set = settings {
+          keepGenerations = 5;
+          requiredSignatures = 2;
+          epochKeys = [ "hoist-ci:AAAA" ];
+        };
+        unset = settings { };
+      in
+      set.keep_generations == 5
+      && set.required_signatures == 2
+      && set.epoch_keys == [ "hoist-ci:AAAA" ]
+      && !(unset ? keep_generations || unset ? required_signatures || unset ? epoch_keys)
+      # Where somebody has set it so far.
+      && (settings { settings.keep_generations = 7; }).keep_generations == 7;
     theAgentIsWatched = agentUnit.serviceConfig.Type == "notify" && agentUnit.serviceConfig ? WatchdogSec;
     aSwitchRestartsTheAgentAtItsEndAndNeverRemovesIt =
       agentUnit.restartIfChanged && !agentUnit.stopIfChanged && !agentUnit.unitConfig.X-StopOnRemoval;

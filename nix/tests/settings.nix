@@ -48,6 +48,9 @@ let
         "mqtts://broker-2.example.org:8884"
       ];
       tags = [ "rack:7" ];
+      requiredSignatures = 1;
+      epochKeys = secrets.trustedKeys;
+      keepGenerations = 5;
       settings.status_interval = "1m";
     };
   broker = evaluate linux ../modules/broker.nix "hoist-broker" {

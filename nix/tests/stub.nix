@@ -15,6 +15,11 @@ rec {
     getExe' = package: name: "${package}/bin/${name}";
     optionals = condition: list: if condition then list else [ ];
     makeBinPath = packages: builtins.concatStringsSep ":" (map (package: "${package}/bin") packages);
+    filterAttrs =
+      keep: attrs:
+      builtins.removeAttrs attrs (
+        builtins.filter (name: !keep name attrs.${name}) (builtins.attrNames attrs)
+      );
     optionalAttrs = condition: attrs: if condition then attrs else { };
     genAttrs =
       names: f:
@@ -38,6 +43,9 @@ rec {
       port = "port";
       bool = "bool";
       strMatching = _pattern: "str";
+      ints.positive = "int";
+      ints.between = _lowest: _highest: "int";
+      nullOr = type: "null or ${type}";
       either = one: other: "${one} or ${other}";
       listOf = type: "list of ${type}";
       nonEmptyListOf = type: "list of ${type}";

@@ -10,6 +10,7 @@ mod closures;
 mod conversions;
 mod deployment;
 mod envelope;
+mod exit;
 mod key;
 pub mod limits;
 mod name;
@@ -30,11 +31,12 @@ pub use closure::{
 };
 pub use closures::Closures;
 pub use deployment::{
-    DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Provenance,
+    DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Provenance, Rollout,
 };
 pub use envelope::{
     SignError, TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, digest, sign,
 };
+pub use exit::Exit;
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use name::{AgentName, FleetName, KeyName, NameError, nearest};
 pub use order::{DeploymentId, DeploymentIdError, KnownOrders, Order, SequenceError};

@@ -349,6 +349,9 @@ pub struct Status {
     /// What somebody should look at, though deployments go on: at most [`WARNINGS`](crate::limits::WARNINGS).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<Text<256>>,
+    /// The broker that this was said to: `mqtts://HOST:PORT`. Which of several it is shows during a move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub broker: Option<Text<300>>,
     /// What the machine's owner calls it, to select it by.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<Tag>,

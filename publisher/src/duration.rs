@@ -1,59 +1,24 @@
-//! Durations as people type them: `30s`, `5m`, `2h`, `90d`, `1h 30m`.
+//! The durations of the command line and of specs, each with its limits.
 
-use std::ops::RangeInclusive;
-use std::str::FromStr;
 use std::time::Duration;
 
+pub use hoist_certs::program::DurationError;
 pub use hoist_certs::program::show_duration as show;
+use hoist_certs::program::{parse_duration, parse_duration_within};
 use hoist_protocol::{Text, limits};
-use jiff::{Span, SpanRelativeTo};
-
-/// A text that is not the duration that is asked for.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum DurationError {
-    /// It is none.
-    #[error("`{0}` is no duration; it is written like `30s`, `5m`, `2h` or `90d`")]
-    Malformed(String),
-    /// It is too short or too long.
-    #[error("`{given}` is outside of what is allowed, {min} to {max}")]
-    Range {
-        /// What was given.
-        given: String,
-        /// The shortest that is allowed.
-        min: String,
-        /// The longest that is allowed.
-        max: String,
-    },
-}
 
 /// Reads a duration; a day has 24 hours.
 ///
 /// # Errors
 /// [`DurationError::Malformed`] for anything else, and for 0 or less.
 pub fn parse(text: &str) -> Result<Duration, DurationError> {
-    any(text)
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| DurationError::Malformed(shown(text)))
-}
-
-/// Reads a duration that lies within `range`, in milliseconds; 0 where that is within.
-///
-/// # Errors
-/// [`DurationError`]
-pub fn within(text: &str, range: &RangeInclusive<u64>) -> Result<Duration, DurationError> {
-    let duration = any(text).ok_or_else(|| DurationError::Malformed(shown(text)))?;
-    if range.contains(&ms(duration)) {
-        return Ok(duration);
+    let duration = parse_duration(text)?;
+    if duration.is_zero() {
+        return Err(DurationError::Malformed(
+            Text::<40>::lossy(text).to_string(),
+        ));
     }
-    let limit = |ms: u64| match ms {
-        0 => "0s".to_owned(),
-        ms => show(Duration::from_millis(ms)),
-    };
-    Err(DurationError::Range {
-        given: shown(text),
-        min: limit(*range.start()),
-        max: limit(*range.end()),
-    })
+    Ok(duration)
 }
 
 macro_rules! ranges {
@@ -63,7 +28,9 @@ macro_rules! ranges {
         /// # Errors
         /// [`DurationError`]
         pub fn $name(text: &str) -> Result<Duration, DurationError> {
-            within(text, &limits::$range)
+            let (min, max) = (*limits::$range.start(), *limits::$range.end());
+            let range = Duration::from_millis(min)..=Duration::from_millis(max);
+            parse_duration_within(text, &range)
         }
     )*};
 }
@@ -83,16 +50,6 @@ ranges! {
     check_timeout: CHECK_TIMEOUT_MS;
 }
 
-fn any(text: &str) -> Option<Duration> {
-    let span = Span::from_str(text.trim()).ok()?;
-    let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
-    Duration::try_from(duration).ok()
-}
-
-fn shown(text: &str) -> String {
-    Text::<40>::lossy(text).to_string()
-}
-
 /// A duration in milliseconds, at most what fits.
 #[must_use]
 pub fn ms(duration: Duration) -> u64 {
@@ -104,43 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_people_type_is_read() {
-        for (text, seconds) in [
-            ("30s", 30),
-            ("5m", 300),
-            ("2h", 7_200),
-            ("90d", 90 * 86_400),
-            ("1h 30m", 5_400),
-            ("1h30m", 5_400),
-            ("2 min", 120),
-        ] {
-            assert_eq!(parse(text), Ok(Duration::from_secs(seconds)), "{text}");
-        }
-        assert_eq!(parse("500ms"), Ok(Duration::from_millis(500)));
-    }
-
-    #[test]
-    fn what_is_no_duration_is_refused() {
-        for bad in [
-            "",
-            "5",
-            "m",
-            "0s",
-            "-5m",
-            "soon",
-            "1mo",
-            "1y",
-            "5m\u{1b}",
-            "99999999999d",
-        ] {
-            let error = parse(bad).unwrap_err().to_string();
-            assert!(!error.chars().any(char::is_control), "{error:?}");
-        }
-    }
-
-    #[test]
-    fn a_duration_out_of_its_range_is_answered_with_the_range() {
+    fn no_time_at_all_is_only_a_duration_where_that_has_a_meaning() {
+        assert!(parse("0s").is_err());
+        assert_eq!(parse("90d"), Ok(Duration::from_secs(90 * 86_400)));
         assert_eq!(spread("0s"), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn each_duration_has_its_limits() {
         assert_eq!(
             confirm_timeout("2h").unwrap_err().to_string(),
             "`2h` is outside of what is allowed, 1s to 1h"

@@ -19,7 +19,6 @@ pub mod plan;
 pub mod report;
 pub mod said;
 pub mod settings;
-pub mod size;
 pub mod snapshot;
 pub mod spec;
 #[cfg(test)]

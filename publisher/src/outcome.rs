@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+pub use hoist_protocol::Exit;
 use hoist_protocol::State;
 use serde::Serialize;
 
@@ -108,6 +109,22 @@ impl Outcome {
         )
     }
 
+    /// What it means for the exit code, when it is the only one.
+    fn exit(self) -> Exit {
+        let reported = |state: &&State| Self::of(**state) == Some(self);
+        match self {
+            Self::Published => Exit::Ok,
+            Self::NotPublished => Exit::Error,
+            Self::TimedOut | Self::UnderWay => Exit::TimedOut,
+            Self::Offline | Self::Held => Exit::Offline,
+            // The others are the machine's own word, which means the same at the machine.
+            _ => {
+                let state = State::ALL.iter().find(reported).copied();
+                state.and_then(Exit::of).unwrap_or(Exit::Error)
+            }
+        }
+    }
+
     /// What somebody who reads this outcome may want to do.
     #[must_use]
     pub const fn advice(self, agent_log: &str) -> &str {
@@ -140,34 +157,6 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What the program's exit code says.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u8)]
-pub enum Exit {
-    /// Every machine that was waited for runs the deployment.
-    Ok = 0,
-    /// Something went wrong here; nothing, or not everything, was published.
-    Error = 1,
-    /// The command line, a setting or the spec is not valid. Nothing was done.
-    Usage = 2,
-    /// It failed, was in conflict, or could not be rolled back.
-    Failed = 3,
-    /// It was rolled back.
-    RolledBack = 4,
-    /// A machine refused it.
-    Rejected = 5,
-    /// The time was up.
-    TimedOut = 6,
-    /// A newer deployment took its place, or cancelled it.
-    Superseded = 7,
-    /// A machine is offline, or held.
-    Offline = 8,
-    /// It expired.
-    Expired = 9,
-    /// Interrupted by a signal; the machines go on.
-    Interrupted = 130,
-}
-
 /// The table of exit codes, for `--help`.
 pub const EXIT_CODES: &str = "\
 Exit codes:
@@ -197,43 +186,23 @@ const PRECEDENCE: [Exit; 8] = [
     Exit::Offline,
 ];
 
-impl Exit {
-    /// The number.
-    #[must_use]
-    pub const fn code(self) -> u8 {
-        self as u8
-    }
-
-    /// The exit code of a run whose machines ended so. `waited_for_all` makes one offline or held machine
-    /// count; otherwise these count only when there is no other.
-    #[must_use]
-    pub fn of(outcomes: &[Outcome], waited_for_all: bool) -> Self {
-        let is_away = |outcome: &Outcome| matches!(outcome, Outcome::Offline | Outcome::Held);
-        let all_away = outcomes.iter().all(is_away);
-        let exits: Vec<Self> = outcomes
-            .iter()
-            .map(|outcome| match outcome {
-                Outcome::Succeeded
-                | Outcome::Unchanged
-                | Outcome::Staged
-                | Outcome::DryActivated
-                | Outcome::Published => Self::Ok,
-                Outcome::NotPublished => Self::Error,
-                Outcome::Failed | Outcome::RollbackFailed | Outcome::Conflict => Self::Failed,
-                Outcome::RolledBack => Self::RolledBack,
-                Outcome::Rejected => Self::Rejected,
-                Outcome::Expired => Self::Expired,
-                Outcome::Superseded | Outcome::Cancelled => Self::Superseded,
-                Outcome::TimedOut | Outcome::UnderWay => Self::TimedOut,
-                Outcome::Offline | Outcome::Held if waited_for_all || all_away => Self::Offline,
-                Outcome::Offline | Outcome::Held => Self::Ok,
-            })
-            .collect();
-        PRECEDENCE
-            .into_iter()
-            .find(|exit| exits.contains(exit))
-            .unwrap_or(Self::Ok)
-    }
+/// The exit code of a run whose machines ended so. `waited_for_all` makes one offline or held machine count;
+/// otherwise these count only when there is no other.
+#[must_use]
+pub fn exit_of(outcomes: &[Outcome], waited_for_all: bool) -> Exit {
+    let is_away = |outcome: &Outcome| matches!(outcome, Outcome::Offline | Outcome::Held);
+    let away_counts = waited_for_all || outcomes.iter().all(is_away);
+    let exits: Vec<Exit> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            outcome if is_away(outcome) && !away_counts => Exit::Ok,
+            outcome => outcome.exit(),
+        })
+        .collect();
+    PRECEDENCE
+        .into_iter()
+        .find(|exit| exits.contains(exit))
+        .unwrap_or(Exit::Ok)
 }
 
 #[cfg(test)]
@@ -255,7 +224,7 @@ mod tests {
         ];
         for (n, (graver, code)) in graver_first.iter().enumerate() {
             for (lighter, _) in &graver_first[n..] {
-                let exit = Exit::of(&[*lighter, *graver], true);
+                let exit = exit_of(&[*lighter, *graver], true);
                 assert_eq!(exit.code(), *code, "{graver:?} with {lighter:?}");
             }
         }
@@ -264,13 +233,13 @@ mod tests {
     #[test]
     fn an_offline_machine_among_others_is_no_failure_unless_all_are_waited_for() {
         let outcomes = [Outcome::Succeeded, Outcome::Offline];
-        assert_eq!(Exit::of(&outcomes, false), Exit::Ok);
-        assert_eq!(Exit::of(&outcomes, true), Exit::Offline);
-        assert_eq!(Exit::of(&[Outcome::Offline; 2], false), Exit::Offline);
+        assert_eq!(exit_of(&outcomes, false), Exit::Ok);
+        assert_eq!(exit_of(&outcomes, true), Exit::Offline);
+        assert_eq!(exit_of(&[Outcome::Offline; 2], false), Exit::Offline);
         let away = [Outcome::Held, Outcome::Offline];
-        assert_eq!(Exit::of(&away, false), Exit::Offline);
+        assert_eq!(exit_of(&away, false), Exit::Offline);
         assert_eq!(
-            Exit::of(&[Outcome::Held, Outcome::Succeeded], false),
+            exit_of(&[Outcome::Held, Outcome::Succeeded], false),
             Exit::Ok
         );
     }
@@ -278,7 +247,7 @@ mod tests {
     #[test]
     fn conflict_and_a_failed_rollback_are_failures() {
         for outcome in [Outcome::Conflict, Outcome::RollbackFailed] {
-            assert_eq!(Exit::of(&[outcome], false), Exit::Failed);
+            assert_eq!(exit_of(&[outcome], false), Exit::Failed);
         }
     }
 
@@ -293,10 +262,7 @@ mod tests {
 
     #[test]
     fn the_help_lists_every_exit_code() {
-        for exit in PRECEDENCE
-            .into_iter()
-            .chain([Exit::Ok, Exit::Usage, Exit::Interrupted])
-        {
+        for exit in Exit::ALL {
             let line = format!("\n  {:<5}", exit.code());
             assert!(EXIT_CODES.contains(&line), "{exit:?}");
         }

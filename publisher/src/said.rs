@@ -1,8 +1,7 @@
 //! What machines say of themselves, in words that fit on a line.
 
+use hoist_certs::program::show_size_difference;
 use hoist_protocol::{Changes, PackageChange, Reason, RebootReason, Status, Text, Timestamp};
-
-use crate::size;
 
 /// `3 packages changed, 1 added, +12 MiB`; empty when nothing is different.
 #[must_use]
@@ -22,7 +21,7 @@ pub fn changes(changes: &Changes) -> String {
         }
     }
     if changes.size_difference != 0 {
-        parts.push(size::show_difference(changes.size_difference));
+        parts.push(show_size_difference(changes.size_difference));
     }
     parts.join(", ")
 }

@@ -67,6 +67,7 @@ pub(crate) fn status(order: Order, state: State) -> Status {
         held: false,
         held_until: None,
         warnings: Vec::new(),
+        broker: None,
         tags: Vec::new(),
         log_lines: None,
         log_tail: Vec::new(),

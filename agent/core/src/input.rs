@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hoist_protocol::{
-    Changes, DeploymentId, FetchProgress, Kind, Order, Reason, RebootReason, State, StorePath,
-    Target, Text, Timestamp, VerifiedDeployment, VerifyError,
+    BrokerUrl, Changes, DeploymentId, FetchProgress, Kind, Order, Reason, RebootReason, State,
+    StorePath, Target, Text, Timestamp, VerifiedDeployment, VerifyError,
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,8 @@ pub struct Moment {
     pub uptime: Duration,
     /// What runs and what the profile names.
     pub facts: Facts,
+    /// The broker that the agent is connected to.
+    pub broker: Option<BrokerUrl>,
     /// What people should know although the machine does its work: a certificate that ends soon, for instance.
     pub warnings: Vec<Text<256>>,
 }
@@ -99,6 +101,8 @@ pub struct FetchFailure {
     pub reason: Reason,
     /// The reason, for people.
     pub message: Text<1024>,
+    /// How far this try came.
+    pub fetched: FetchProgress,
 }
 
 /// How far the activator is, as it stands in its journal.

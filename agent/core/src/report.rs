@@ -45,6 +45,10 @@ fn blank(agent: &Agent, moment: &Moment) -> Status {
         held: hold.is_some(),
         held_until: hold.and_then(|hold| hold.until),
         warnings,
+        broker: moment
+            .broker
+            .as_ref()
+            .map(|url| Text::lossy(&url.to_string())),
         tags: agent.config.tags.clone(),
         log_lines: None,
         log_tail: Vec::new(),

@@ -109,9 +109,29 @@ impl Activator {
                 "cannot clear what an activation that was stopped has left: {error}"
             ));
         }
-        if let Some(unit) = AgentUnit::of(&self.job.spec().agent, kind) {
-            self.dismiss_stand_in(&unit);
+        let unit = AgentUnit::of(&self.job.spec().agent, kind);
+        if let Some(unit) = &unit {
+            self.dismiss_stand_in(unit, before.running.as_ref());
         }
+        let restored = self.restore_all(before, kind, untouched);
+        // Whatever came of it: without an agent nobody hears of it.
+        if let Some(unit) = &unit
+            && let Err(error) = self.keep_stand_in(unit, before)
+        {
+            self.log.say(&format!(
+                "cannot start the agent before again: {}",
+                error.message
+            ));
+        }
+        restored
+    }
+
+    fn restore_all(
+        &mut self,
+        before: &Before,
+        kind: &dyn ClosureKind,
+        untouched: bool,
+    ) -> Result<Option<String>, Failure> {
         let history = self.journal.history();
         let boots = history.has_been(Phase::Committing) || history.has_been(Phase::Staging);
         let activated = history.has_been(Phase::Activating) && !untouched;

@@ -80,20 +80,41 @@ impl Activator {
                 outage = Some(found);
             }
             if begun.elapsed() >= limit {
-                let why =
-                    outage.map(|outage| format!(", also since the broker was away: {outage}"));
+                let why = self.why_not(unit, outage, objection);
                 return Err(Failure::rolled_back(
                     Reason::NotConfirmed,
                     format!(
-                        "the agent did not reach the broker within {} after the activation{}",
-                        seconds(limit),
-                        why.unwrap_or_default()
+                        "the agent did not reach the broker within {} after the activation: {why}",
+                        seconds(limit)
                     ),
                 ));
             }
             let eager = waiting.elapsed() < EAGER_FOR;
             std::thread::sleep(if eager { EAGER } else { POLL });
         }
+    }
+
+    /// All that is known about why there was no confirmation.
+    fn why_not(
+        &self,
+        unit: Option<&AgentUnit>,
+        outage: Option<String>,
+        objection: Option<String>,
+    ) -> String {
+        let outage = outage.map(|outage| format!("the broker was away, {outage}"));
+        let objection = objection.map(|why| format!("a confirmation does not count, {why}"));
+        let known: Vec<String> = [outage, self.trouble(), objection]
+            .into_iter()
+            .flatten()
+            .collect();
+        if !known.is_empty() {
+            return known.join("; ");
+        }
+        let log = match unit {
+            Some(unit) => format!("its log there (`{}`)", unit.journal()),
+            None => "its log there".to_owned(),
+        };
+        format!("it did not say what it tried, so it may not have run; {log} tells more")
     }
 
     /// Why a confirmation does not count; none when it does.
@@ -128,6 +149,14 @@ impl Activator {
         let outage = self.job.outage().ok()??;
         let ours = outage.nonce == self.job.spec().nonce && outage.boot_id == self.boot_id;
         ours.then(|| outage.message.to_string())
+    }
+
+    /// What the agent says about why it has not reached the broker, when it is about this job and this boot.
+    fn trouble(&self) -> Option<String> {
+        // One that cannot be read is none.
+        let trouble = self.job.trouble().ok()??;
+        let ours = trouble.nonce == self.job.spec().nonce && trouble.boot_id == self.boot_id;
+        ours.then(|| trouble.message.to_string())
     }
 }
 

@@ -50,6 +50,7 @@ impl Activator {
             failed_units: Vec::new(),
             failed_checks: Vec::new(),
             agent: None,
+            agent_settings: Vec::new(),
         };
         let action = spec.target.action;
         if action == Action::DryActivate {
@@ -60,6 +61,7 @@ impl Activator {
                 successor::refuse_without_agent(&unit, &before.brings, before.running.as_ref())?;
             }
             before.agent = unit.main_process();
+            before.agent_settings = unit.settings_to_stand_in(&before);
         }
         if known.is_volatile() && action != Action::Test {
             let unknown =

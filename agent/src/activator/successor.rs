@@ -22,8 +22,15 @@ use crate::nix;
 /// How long systemd may take to restart the agent. It is ready before it connects.
 const RESTART_LIMIT: Duration = Duration::from_secs(60);
 
-/// The settings by which a unit is given its secrets (systemd.exec(5)): the paths, not what they hold.
-const CREDENTIALS: &[&str] = &["LoadCredential=", "LoadCredentialEncrypted="];
+/// The settings that an agent which stands in needs as the one before had them (systemd.exec(5) and
+/// systemd.service(5)): among them where its secrets lie, and not what they are.
+const KEPT: &[&str] = &[
+    "LoadCredential",
+    "LoadCredentialEncrypted",
+    "UMask",
+    "OOMScoreAdjust",
+    "WatchdogSec",
+];
 
 /// The agent's unit in closures of a kind.
 #[derive(Clone, Debug)]
@@ -71,6 +78,31 @@ impl AgentUnit {
         Some(text)
     }
 
+    fn is_in(&self, closure: &StorePath) -> bool {
+        self.text(closure).is_some()
+    }
+
+    /// The settings with which it has to be started again where a system does not bring it: [`KEPT`]. None where
+    /// what runs and what comes both do.
+    ///
+    /// What systemd has loaded is asked first: an agent that stands in already has its unit from there alone.
+    pub(super) fn settings_to_stand_in(&self, before: &Before) -> Vec<String> {
+        let running = before.running.as_ref();
+        if self.is_in(&before.brings) && running.is_some_and(|running| self.is_in(running)) {
+            return Vec::new();
+        }
+        let loaded = self.manager.unit_files(self.name.as_str()).ok();
+        let text = loaded.or_else(|| self.text(running?));
+        kept(&text.unwrap_or_default())
+    }
+
+    /// How to read what it logs.
+    pub(super) fn journal(&self) -> String {
+        let flags = self.manager.flags().join(" ");
+        let space = if flags.is_empty() { "" } else { " " };
+        format!("journalctl {flags}{space}-u {}", self.name)
+    }
+
     /// Its main process; none when it does not run.
     pub(super) fn main_process(&self) -> Option<MainProcess> {
         let pid = self.manager.property(self.name.as_str(), "MainPID").ok()?;
@@ -114,7 +146,7 @@ impl Activator {
             .and_then(|running| unit.text(running));
         let now = unit.text(&before.brings);
         if now.is_none() {
-            return self.stand_in(unit, then.as_deref().unwrap_or_default());
+            return self.stand_in(unit, before);
         }
         if then == now {
             return Ok(());
@@ -128,7 +160,7 @@ impl Activator {
             unit.name
         ));
         // A transient unit goes before the new system's, and would be what is started again.
-        self.dismiss_stand_in(unit);
+        self.dismiss_stand_in(unit, Some(&before.brings));
         let arguments = [
             &["systemctl"],
             unit.manager.flags(),
@@ -149,25 +181,38 @@ impl Activator {
         Ok(())
     }
 
+    /// After the way back: where what ran before has no agent of its own either, one that stood in for it stays, or
+    /// is started again.
+    pub(super) fn keep_stand_in(
+        &mut self,
+        unit: &AgentUnit,
+        before: &Before,
+    ) -> Result<(), Failure> {
+        let has_own = (before.running.as_ref()).is_none_or(|running| unit.is_in(running));
+        if has_own || before.agent.is_none() {
+            return Ok(());
+        }
+        self.stand_in(unit, before)
+    }
+
     /// Starts the agent that made the job in a transient unit of the old name, unless it has been left running:
-    /// the machine has to be in reach for this deployment to be confirmed and told. `text` is its old unit.
-    fn stand_in(&mut self, unit: &AgentUnit, text: &str) -> Result<(), Failure> {
+    /// the machine has to be in reach for this deployment to be confirmed and told.
+    fn stand_in(&mut self, unit: &AgentUnit, before: &Before) -> Result<(), Failure> {
         if unit.main_process().is_some() {
             self.log.say(
-                "the new system has no agent; the one that runs stays until the machine is booted",
+                "the system has no agent; the one that runs stays until the machine is booted",
             );
             return Ok(());
         }
         self.log.say(
-            "the new system has no agent; starting the one before again, until the machine is booted",
+            "the system has no agent; starting the one before again, until the machine is booted",
         );
         let agent = self.job.spec().agent.clone();
         let name = format!("--unit={}", unit.name);
-        let credentials: Vec<String> = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| CREDENTIALS.iter().any(|key| line.starts_with(key)))
-            .map(|line| format!("--property={line}"))
+        let settings: Vec<String> = before
+            .agent_settings
+            .iter()
+            .map(|setting| format!("--property={setting}"))
             .collect();
         let arguments: Vec<&str> = ["systemd-run"]
             .into_iter()
@@ -175,7 +220,7 @@ impl Activator {
             .chain([&*name, "--collect", "--quiet", "--no-ask-password"])
             .chain(["--service-type=notify", "--description=Hoist agent"])
             .chain(["--property=Restart=always", "--property=RestartSec=1"])
-            .chain(credentials.iter().map(String::as_str))
+            .chain(settings.iter().map(String::as_str))
             .chain(["--setenv=PATH", "--", agent.executable.as_str()])
             .chain(agent.arguments.iter().map(String::as_str))
             .collect();
@@ -192,8 +237,11 @@ impl Activator {
         Ok(())
     }
 
-    /// Stops an agent that stands in, so that the machine's system can start its own.
-    pub(super) fn dismiss_stand_in(&mut self, unit: &AgentUnit) {
+    /// Stops an agent that stands in, so that the system `closure` can start its own; without one in there, it stays.
+    pub(super) fn dismiss_stand_in(&mut self, unit: &AgentUnit, closure: Option<&StorePath>) {
+        if !closure.is_some_and(|closure| unit.is_in(closure)) {
+            return;
+        }
         let transient = unit.manager.property(unit.name.as_str(), "Transient");
         if !transient.is_ok_and(|transient| transient == "yes") {
             return;
@@ -226,6 +274,27 @@ impl Activator {
     }
 }
 
+/// The settings of a unit that are [`KEPT`], as the last word in its files has them.
+fn kept(unit: &str) -> Vec<String> {
+    let mut kept: Vec<String> = Vec::new();
+    for line in unit.lines().map(str::trim) {
+        let Some((key, value)) = line.split_once('=') else {
+            continue;
+        };
+        if !KEPT.contains(&key) {
+            continue;
+        }
+        // Credentials add up until an empty one clears them; the others have one value.
+        if value.is_empty() || !key.starts_with("LoadCredential") {
+            kept.retain(|other| other.split_once('=').is_none_or(|(other, _)| other != key));
+        }
+        if !value.is_empty() {
+            kept.push(line.to_owned());
+        }
+    }
+    kept
+}
+
 /// The program that the last `ExecStart=` of a unit starts (systemd.service(5)).
 fn executable(unit: &str) -> Option<Utf8PathBuf> {
     let line = unit
@@ -243,6 +312,16 @@ fn executable(unit: &str) -> Option<Utf8PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_settings_of_a_unit_are_those_of_its_last_word() {
+        let unit = "# /run/systemd/transient/agent.service\n[Service]\nLoadCredential=a:/a\nUMask=0022\n\
+                    ExecStart=/bin/a\n  LoadCredential=b:/b\nUMask=0077\nEnvironment=X=1\n";
+        let all = ["LoadCredential=a:/a", "LoadCredential=b:/b", "UMask=0077"];
+        assert_eq!(kept(unit), all);
+        let added = format!("{unit}[Service]\nLoadCredential=\nLoadCredential=c:/c\n");
+        assert_eq!(kept(&added), ["UMask=0077", "LoadCredential=c:/c"]);
+    }
 
     #[test]
     fn a_unit_names_its_program() {

@@ -193,6 +193,16 @@ impl Manager {
         Err(io::Error::other(format!("systemctl daemon-reload: {said}")))
     }
 
+    /// The files of a unit as it knows them, one after another, also of one that no file on the disk has.
+    pub(super) fn unit_files(self, unit: &str) -> io::Result<String> {
+        let arguments = [self.flags(), &["cat", "--no-pager", "--", unit]].concat();
+        let (status, said) = systemctl(&arguments)?;
+        if status.success() && !said.is_empty() {
+            return Ok(said);
+        }
+        Err(io::Error::other(format!("systemctl cat: {said}")))
+    }
+
     /// What it says of a unit's property.
     pub(super) fn property(self, unit: &str, property: &str) -> io::Result<String> {
         let property = format!("--property={property}");

@@ -1,12 +1,10 @@
 //! `hoist-agent hold` and `release`: whether this machine takes what publishers order.
 
-use std::str::FromStr as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use hoist_certs::program::now;
+use hoist_certs::program::{DurationError, now, parse_duration_within};
 use hoist_protocol::{Text, Timestamp};
-use jiff::{Span, SpanRelativeTo};
 
 use super::exit::Exit;
 use super::order::carry_out;
@@ -14,7 +12,10 @@ use super::show::print;
 use crate::config::PlaceFlags;
 use crate::control::Ask;
 
-/// The longest hold that ends by itself.
+/// The shortest hold that ends by itself,
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// and the longest.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// The arguments of `hold`.
@@ -85,15 +86,8 @@ fn reason(text: &str) -> Result<Text<256>, String> {
 }
 
 /// Reads a time of 1 s to a year; a day has 24 hours.
-fn parse(text: &str) -> Result<Duration, String> {
-    let read = || {
-        let span = Span::from_str(text.trim()).ok()?;
-        let duration = span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()?;
-        Duration::try_from(duration).ok()
-    };
-    read()
-        .filter(|duration| (Duration::from_secs(1)..=LONGEST).contains(duration))
-        .ok_or_else(|| "it is a time of 1s to 366d, such as 30m, 8h or 3d".to_owned())
+fn parse(text: &str) -> Result<Duration, DurationError> {
+    parse_duration_within(text, &(SHORTEST..=LONGEST))
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ pub fn main() -> ExitCode {
         None => {}
     }
     match run(command) {
-        Ok(exit) => ExitCode::from(exit as u8),
+        Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
             eprintln!("hoist-agent: {}", report(&error));
             ExitCode::FAILURE

@@ -7,7 +7,7 @@ use hoist_certs::program::now;
 use hoist_protocol::{DeploymentId, State, Status, StorePath, Text, Timestamp};
 use tokio::time::{Instant, sleep};
 
-use super::exit::Exit;
+use super::exit::{Exit, exit_of};
 use super::show::{Screen, Tone, bytes, duration, one_line, print, remark, words};
 use crate::config::Place;
 use crate::control::{Answer, Ask, Client, ClientError, Conversation};
@@ -195,7 +195,7 @@ impl<'a> Follower<'a> {
             outcome(status, &took, Screen::stdout())
         };
         print(&text)?;
-        Ok(Exit::of(status.state))
+        Ok(exit_of(status.state))
     }
 }
 

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
-pub(super) use hoist_certs::program::show_duration as duration;
+pub(super) use hoist_certs::program::{show_duration as duration, show_size as bytes};
 use hoist_protocol::{State, StorePath, Text, Timestamp};
 
 /// How something stands out.
@@ -166,40 +166,9 @@ pub(super) fn ago(at: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// A number of bytes in the unit that fits: `512 B`, `1.5 MiB`.
-pub(super) fn bytes(count: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB"];
-    let (mut whole, mut tenths, mut unit) = (count, 0, "B");
-    for next in units {
-        if whole < 1024 {
-            break;
-        }
-        tenths = whole % 1024 * 10 / 1024;
-        whole /= 1024;
-        unit = next;
-    }
-    match tenths {
-        0 => format!("{whole} {unit}"),
-        _ => format!("{whole}.{tenths} {unit}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_size_is_shown_in_the_unit_that_fits() {
-        for (count, text) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1 KiB"),
-            (1_600_000, "1.5 MiB"),
-            (u64::MAX, "16777215.9 TiB"),
-        ] {
-            assert_eq!(bytes(count), text);
-        }
-    }
 
     #[test]
     fn without_a_terminal_nothing_but_text_is_shown() {

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
+use hoist_certs::program::{DurationError, parse_duration};
 use serde::Deserialize;
 
 use super::SettingsError;
@@ -11,11 +12,6 @@ use super::SettingsError;
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq)]
 #[serde(try_from = "String")]
 pub struct Period(Duration);
-
-/// A text that is no time.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("`{0}` is no time; a time is written like 30s, 5m or 1h")]
-pub struct PeriodError(String);
 
 impl Period {
     /// How long it is.
@@ -26,19 +22,17 @@ impl Period {
 }
 
 impl FromStr for Period {
-    type Err = PeriodError;
+    type Err = DurationError;
 
-    fn from_str(text: &str) -> Result<Self, PeriodError> {
-        let shown = || PeriodError(text.chars().take(40).flat_map(char::escape_debug).collect());
-        let signed: jiff::SignedDuration = text.parse().map_err(|_| shown())?;
-        Duration::try_from(signed).map(Self).map_err(|_| shown())
+    fn from_str(text: &str) -> Result<Self, DurationError> {
+        parse_duration(text).map(Self)
     }
 }
 
 impl TryFrom<String> for Period {
-    type Error = PeriodError;
+    type Error = DurationError;
 
-    fn try_from(text: String) -> Result<Self, PeriodError> {
+    fn try_from(text: String) -> Result<Self, DurationError> {
         text.parse()
     }
 }

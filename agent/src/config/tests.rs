@@ -95,8 +95,8 @@ fn what_is_missing_is_named_with_how_to_give_it() {
 fn settings_that_cannot_work_are_refused_with_the_reason() {
     for (more, said) in [
         ("state = 'x'", "`state` is `x`; it must be an absolute path"),
-        ("status_interval = '5'", "written like 30s, 5m or 1h"),
-        ("status_interval = '-5m'", "written like 30s, 5m or 1h"),
+        ("status_interval = '5'", "written like `30s`, `5m`"),
+        ("status_interval = '-5m'", "written like `30s`, `5m`"),
         ("status_interval = '10ms'", "10ms; it must be 1s to"),
         ("keepalive = '1s'", "`keepalive` is 1s; it must be 2s to"),
         ("tags = ['Canary']", "`Canary` is no tag"),

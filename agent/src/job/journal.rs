@@ -91,6 +91,10 @@ pub(crate) struct Before {
     pub(crate) failed_checks: Vec<usize>,
     /// The process of the agent's unit.
     pub(crate) agent: Option<MainProcess>,
+    /// The settings of the agent's unit that one which stands in for it needs, `LoadCredential=` for one: where the
+    /// secrets lie, never what they are. Only noted where what ran or what comes has no such unit.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) agent_settings: Vec<String>,
 }
 
 /// The main process of a unit.

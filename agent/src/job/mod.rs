@@ -8,6 +8,7 @@
 //! | `lock` | activator | held by the kernel's `flock` for as long as the activator lives |
 //! | `confirmation` | agent, at once or not at all | [`Confirmation`] |
 //! | `outage` | agent, at once or not at all | [`Outage`] |
+//! | `trouble` | agent, at once or not at all | [`Trouble`] |
 //! | `result` | activator, last of all | [`JobResult`] |
 //! | `activator.log` | activator | what goes wrong with the activator itself |
 //!
@@ -39,7 +40,7 @@ pub(crate) use lock::JobLock;
 pub(crate) use log::LogWriter;
 pub use log::{LOG_MAX, LogCursor, LogEntry};
 pub use result::JobResult;
-pub use spec::{BootId, ConfirmBy, Confirmation, JobSpec, Nonce, Outage};
+pub use spec::{BootId, ConfirmBy, Confirmation, JobSpec, Nonce, Outage, Trouble};
 
 /// All jobs of an agent.
 #[derive(Clone, Debug)]
@@ -235,6 +236,14 @@ impl Job {
         files::replace(&self.dir.join(OUTAGE), &outage.to_json())
     }
 
+    /// Tells the activator why no broker was reached so far: what the outcome says when none is at all.
+    ///
+    /// # Errors
+    /// [`JobError::Io`]
+    pub fn report_trouble(&self, trouble: &Trouble) -> Result<(), JobError> {
+        files::replace(&self.dir.join(TROUBLE), &trouble.to_json())
+    }
+
     /// The complete lines that were logged since `cursor`, at most 64 KiB of the file; call again until
     /// there are none.
     ///
@@ -286,6 +295,11 @@ impl Job {
         Outage::read(&self.dir.join(OUTAGE))
     }
 
+    /// The agent's word on why it has not reached the broker, once there is one that can be read.
+    pub(crate) fn trouble(&self) -> Result<Option<Trouble>, JobError> {
+        Trouble::read(&self.dir.join(TROUBLE))
+    }
+
     pub(crate) fn has_result(&self) -> bool {
         self.dir.join(RESULT).exists()
     }
@@ -300,6 +314,7 @@ const JOURNAL: &str = "journal";
 const LOG: &str = "log";
 const CONFIRMATION: &str = "confirmation";
 const OUTAGE: &str = "outage";
+const TROUBLE: &str = "trouble";
 const RESULT: &str = "result";
 
 /// What is being made or removed starts with this; [`Jobs::existing`] clears it away.

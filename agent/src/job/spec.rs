@@ -210,6 +210,27 @@ pub struct Outage {
     pub message: Text<512>,
 }
 
+/// The agent's word on why it has not reached the broker so far.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Trouble {
+    /// The job's nonce.
+    pub nonce: Nonce,
+    /// The boot in which it was met.
+    pub boot_id: BootId,
+    /// What failed, for people, and what to do.
+    pub message: Text<768>,
+}
+
+impl Trouble {
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        Versioned::to_json(self)
+    }
+
+    pub(super) fn read(path: &Utf8Path) -> Result<Option<Self>, JobError> {
+        Versioned::read(path)
+    }
+}
+
 impl Outage {
     pub(super) fn to_json(&self) -> Vec<u8> {
         Versioned::to_json(self)

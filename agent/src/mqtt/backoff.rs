@@ -31,6 +31,18 @@ pub enum Verdict {
     TakenOver,
 }
 
+/// How a connection ended that the broker had accepted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// All that was said over it was answered, and then the broker, which goes on running, closed it: as it does when
+    /// another client comes with the same identity.
+    Closed,
+    /// The broker itself is gone.
+    BrokerGone,
+    /// It ended before all was answered: what was said may be why, and not another machine.
+    Unsettled,
+}
+
 /// Chooses the waits between tries to connect.
 #[derive(Debug)]
 pub struct Backoff {
@@ -63,27 +75,41 @@ impl Backoff {
         }
     }
 
-    /// A connection that the broker had accepted broke after `lasted`.
+    /// A connection that the broker had accepted broke after `lasted`, for the reason `end`.
     ///
     /// Two machines that take each other's connection with pauses of up to the longest wait are still two: only a
     /// connection that lasts for twice as long ends the suspicion.
-    pub fn lost(&mut self, lasted: Duration) -> Verdict {
+    pub fn lost(&mut self, lasted: Duration, end: End) -> Verdict {
         self.offline = false;
-        let stable = match self.is_taken_over() {
-            true => self.longest() * 2,
-            false => STABLE,
-        };
-        if lasted >= stable {
+        if !self.is_short(lasted) {
             self.reset();
             self.takeovers = 0;
             return Verdict::Ordinary;
         }
         self.failures = self.failures.saturating_add(1);
-        self.takeovers = self.takeovers.saturating_add(1);
+        match end {
+            End::Closed => self.takeovers = self.takeovers.saturating_add(1),
+            End::BrokerGone if !self.is_taken_over() => self.takeovers = 0,
+            End::BrokerGone | End::Unsettled => {}
+        }
         if self.is_taken_over() {
             Verdict::TakenOver
         } else {
             Verdict::Ordinary
+        }
+    }
+
+    /// Whether a connection that `lasted` so long is too short to have been a good one.
+    #[must_use]
+    pub fn is_short(&self, lasted: Duration) -> bool {
+        lasted < self.stable()
+    }
+
+    /// How long a good connection lasts at least.
+    fn stable(&self) -> Duration {
+        match self.is_taken_over() {
+            true => self.longest() * 2,
+            false => STABLE,
         }
     }
 
@@ -173,7 +199,7 @@ mod tests {
     fn taken_over(max: Duration) -> Backoff {
         let mut backoff = Backoff::new(max);
         for _ in 0..TAKEOVERS {
-            backoff.lost(Duration::from_millis(50));
+            backoff.lost(Duration::from_millis(50), End::Closed);
         }
         backoff
     }
@@ -197,7 +223,10 @@ mod tests {
         for _ in 0..9 {
             backoff.failed(false);
         }
-        assert_eq!(backoff.lost(Duration::from_secs(60)), Verdict::Ordinary);
+        assert_eq!(
+            backoff.lost(Duration::from_secs(60), End::Closed),
+            Verdict::Ordinary
+        );
         assert_eq!(backoff.ceiling(), FIRST);
     }
 
@@ -215,7 +244,7 @@ mod tests {
     fn two_machines_with_one_identity_leave_each_other_minutes() {
         let mut backoff = Backoff::new(MAX);
         let verdicts: Vec<_> = (0..5)
-            .map(|_| backoff.lost(Duration::from_millis(50)))
+            .map(|_| backoff.lost(Duration::from_millis(50), End::Closed))
             .collect();
         assert_eq!(verdicts[3..], [Verdict::Ordinary, Verdict::TakenOver]);
         for _ in 0..50 {
@@ -228,13 +257,13 @@ mod tests {
     fn two_machines_that_take_turns_of_minutes_are_not_taken_for_one() {
         let mut backoff = taken_over(MAX);
         for _ in 0..10 {
-            assert_eq!(backoff.lost(MAX), Verdict::TakenOver);
+            assert_eq!(backoff.lost(MAX, End::Closed), Verdict::TakenOver);
         }
         // Neither a failure between nor a nap makes one machine of them.
         backoff.failed(false);
         backoff.reset();
-        assert_eq!(backoff.lost(MAX), Verdict::TakenOver);
-        assert_eq!(backoff.lost(MAX * 2), Verdict::Ordinary);
+        assert_eq!(backoff.lost(MAX, End::Closed), Verdict::TakenOver);
+        assert_eq!(backoff.lost(MAX * 2, End::Closed), Verdict::Ordinary);
         assert!(!backoff.is_taken_over());
         assert_eq!(backoff.ceiling(), FIRST);
     }
@@ -244,7 +273,7 @@ mod tests {
         let mut backoff = Backoff::new(MAX);
         let suspected: Vec<_> = (0..4)
             .map(|_| {
-                backoff.lost(Duration::from_millis(50));
+                backoff.lost(Duration::from_millis(50), End::Closed);
                 backoff.is_suspicious(None)
             })
             .collect();
@@ -257,10 +286,43 @@ mod tests {
     fn a_broker_that_is_down_for_long_is_no_second_machine() {
         let mut backoff = Backoff::new(MAX);
         for _ in 0..4 {
-            backoff.lost(Duration::ZERO);
+            backoff.lost(Duration::ZERO, End::Closed);
             backoff.failed(false);
         }
-        assert_eq!(backoff.lost(Duration::ZERO), Verdict::Ordinary);
+        assert_eq!(backoff.lost(Duration::ZERO, End::Closed), Verdict::Ordinary);
+    }
+
+    #[test]
+    fn a_broker_that_dies_right_after_every_connection_is_no_second_machine() {
+        let mut backoff = Backoff::new(MAX);
+        for _ in 0..20 {
+            let verdict = backoff.lost(Duration::ZERO, End::BrokerGone);
+            assert_eq!(verdict, Verdict::Ordinary);
+            assert!(!backoff.is_suspicious(None));
+        }
+        assert_eq!(backoff.ceiling(), MAX, "and it is left alone all the same");
+    }
+
+    #[test]
+    fn a_broker_that_closes_for_what_we_say_is_no_second_machine() {
+        let mut backoff = Backoff::new(MAX);
+        for _ in 0..20 {
+            let verdict = backoff.lost(Duration::ZERO, End::Unsettled);
+            assert_eq!(verdict, Verdict::Ordinary);
+        }
+        // It says nothing for one either.
+        for _ in 0..TAKEOVERS {
+            backoff.lost(Duration::ZERO, End::Unsettled);
+            backoff.lost(Duration::ZERO, End::Closed);
+        }
+        assert!(backoff.is_taken_over());
+    }
+
+    #[test]
+    fn two_machines_stay_two_when_their_broker_dies() {
+        let mut backoff = taken_over(MAX);
+        let verdict = backoff.lost(Duration::ZERO, End::BrokerGone);
+        assert_eq!(verdict, Verdict::TakenOver);
     }
 
     #[test]

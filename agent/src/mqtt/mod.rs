@@ -5,7 +5,7 @@ mod brokers;
 mod link;
 mod renewal;
 
-pub use backoff::{Backoff, Verdict, jittered};
+pub use backoff::{Backoff, End, Verdict, jittered};
 pub use brokers::{Brokers, BrokersError, MAX_BROKERS, Turn};
 pub use link::{Link, LinkEvent, Payload, Receipt, Target};
 pub use renewal::Renewal;

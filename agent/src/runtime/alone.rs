@@ -125,6 +125,7 @@ pub(crate) fn preview(place: &Place) -> Result<Preview, Error> {
         synchronised: false,
         uptime: Duration::ZERO,
         facts: nix::facts(&place.profile).unwrap_or_default(),
+        broker: None,
         warnings: Vec::new(),
     };
     if is_running && !found.is_empty() {

@@ -1,5 +1,6 @@
 //! The broker as the agent sees it: connected or about to be, and proven to be in reach when a job asks.
 
+mod alive;
 mod before;
 mod caches;
 mod connection;
@@ -19,7 +20,9 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Changes;
 use crate::config::Settings;
-use crate::mqtt::{Backoff, Link, LinkEvent, Payload, Receipt, Renewal, Target, Turn, Verdict};
+use crate::mqtt::{
+    Backoff, End, Link, LinkEvent, Payload, Receipt, Renewal, Target, Turn, Verdict,
+};
 use before::Before;
 use outage::{Host, Known};
 use reach::{Echo, Reach};
@@ -43,6 +46,13 @@ pub(super) enum BrokerEvent {
     Delivered(Vec<Told>),
     /// The way there and back was proven for this deployment.
     Reached(DeploymentId),
+    /// A try to prove it has failed.
+    Failed {
+        /// For which deployment.
+        id: DeploymentId,
+        /// What every broker that was tried last said, and what to do.
+        why: String,
+    },
     /// Every broker was tried in vain for this deployment.
     Unreachable {
         /// For which one.
@@ -68,6 +78,15 @@ enum Woken {
     /// What was asked for did not come in time.
     NoAnswer,
     Survey(Result<Survey, JoinError>),
+    /// Whether the broker runs that has closed a connection.
+    Alive(Result<bool, JoinError>),
+}
+
+/// A connection that has ended soon after it was made.
+struct Short {
+    lasted: Duration,
+    /// Whether the broker had answered all by then.
+    was_settled: bool,
 }
 
 pub(super) struct Broker {
@@ -96,6 +115,10 @@ pub(super) struct Broker {
     reach: Option<Reach>,
     /// One at a time.
     surveys: JoinSet<Survey>,
+    /// The connection that has just ended, while it is found out whether its broker runs.
+    short: Option<Short>,
+    /// What finds that out.
+    alive: JoinSet<bool>,
     /// The binary caches of the machine, once Nix was asked for them.
     caches: Arc<OnceCell<Vec<Host>>>,
     /// The last confirmation was one without an echo.
@@ -128,6 +151,8 @@ impl Broker {
             before: None,
             reach: None,
             surveys: JoinSet::new(),
+            short: None,
+            alive: JoinSet::new(),
             caches: Arc::default(),
             weakly_confirmed: false,
             answer: ANSWER,
@@ -140,7 +165,7 @@ impl Broker {
     }
 
     /// The broker that we are connected to, or that comes next.
-    fn url(&self) -> &BrokerUrl {
+    pub(super) fn url(&self) -> &BrokerUrl {
         self.settings.brokers.at(&self.turn)
     }
 
@@ -156,10 +181,15 @@ impl Broker {
     /// Keeps the connection and waits for what it brings. Can be dropped and called again at any time.
     pub(super) async fn next(&mut self) -> BrokerEvent {
         loop {
+            if let Some((id, why)) = self.reach.as_mut().and_then(Reach::news) {
+                return BrokerEvent::Failed { id, why };
+            }
             let deadline = self.reach.as_ref().and_then(Reach::deadline);
+            let may_go_on = self.short.is_none();
             let woken = tokio::select! {
-                woken = on_link(self.link.as_mut(), self.connect_at, deadline) => woken,
+                woken = on_link(self.link.as_mut(), self.connect_at, deadline), if may_go_on => woken,
                 Some(survey) = self.surveys.join_next() => Woken::Survey(survey),
+                Some(alive) = self.alive.join_next() => Woken::Alive(alive),
             };
             let event = match woken {
                 Woken::Connect => {
@@ -175,6 +205,13 @@ impl Broker {
                 Woken::Survey(Ok(Survey::Judged(id, verdict))) => {
                     let still = self.reach.as_ref().is_some_and(|reach| reach.is_for(id));
                     still.then_some(BrokerEvent::Unreachable { id, verdict })
+                }
+                Woken::Alive(alive) => {
+                    self.ended_soon(alive.unwrap_or_else(|error| {
+                        tracing::error!(%error, "looking whether the broker runs has failed");
+                        false
+                    }));
+                    None
                 }
                 Woken::Survey(Err(error)) => {
                     tracing::error!(%error, "looking at what is in reach has failed");
@@ -341,6 +378,10 @@ impl Broker {
         if self.failures[self.turn.index()].is_news(&message) {
             tracing::warn!(was_connected, "not connected to the broker: {message}");
         }
+        let index = self.turn.index();
+        if let Some(reach) = &mut self.reach {
+            reach.failed(index, &message);
+        }
         self.problem = Some(message);
         if kind == FailureKind::Tls && self.identity.refused() {
             // The same broker again, with what it took before.
@@ -356,7 +397,7 @@ impl Broker {
 
     /// The link is gone, or of no use: when the next one is made, and to whom.
     fn ended(&mut self, kind: FailureKind) {
-        self.link = None;
+        let was_settled = self.link.take().is_some_and(|link| link.is_settled());
         let lasted = self.connected.take().map(|since| since.elapsed());
         // What broke by itself may have been taken over; what went silent was not.
         let lasted = lasted.filter(|_| kind == FailureKind::Lost);
@@ -365,8 +406,18 @@ impl Broker {
             return;
         }
         let verdict = match lasted {
+            Some(lasted) if self.backoff.is_short(lasted) => {
+                let url = self.url().clone();
+                let tls = self.identity.tls().clone();
+                self.alive.spawn(alive::is_alive(url, tls));
+                self.short = Some(Short {
+                    lasted,
+                    was_settled,
+                });
+                return;
+            }
             Some(lasted) => {
-                let verdict = self.backoff.lost(lasted);
+                let verdict = self.backoff.lost(lasted, End::Unsettled);
                 self.turn.lost(self.backoff.is_calm());
                 verdict
             }
@@ -379,6 +430,31 @@ impl Broker {
                 Verdict::Ordinary
             }
         };
+        self.wait(verdict);
+    }
+
+    /// It is known whether the broker runs that has closed a connection soon after it was made.
+    fn ended_soon(&mut self, is_alive: bool) {
+        let Some(Short {
+            lasted,
+            was_settled,
+        }) = self.short.take()
+        else {
+            return;
+        };
+        let end = match (is_alive, was_settled) {
+            (false, _) => End::BrokerGone,
+            (true, true) => End::Closed,
+            (true, false) => End::Unsettled,
+        };
+        tracing::debug!(?end, ?lasted, "the connection did not last");
+        let verdict = self.backoff.lost(lasted, end);
+        self.turn.lost(self.backoff.is_calm());
+        self.wait(verdict);
+    }
+
+    /// Chooses when to connect again.
+    fn wait(&mut self, verdict: Verdict) {
         let wait = self.backoff.wait();
         if verdict == Verdict::TakenOver && self.taken_over.is_news("") {
             tracing::error!(
@@ -408,6 +484,9 @@ impl Broker {
     async fn reconnect(&mut self) {
         self.turn.restart();
         self.connect_at = Instant::now();
+        // Whatever comes of it is of no interest any more.
+        self.short = None;
+        self.alive = JoinSet::new();
         let was_connected = self.connected.take().is_some();
         if let Some(reach) = &mut self.reach {
             reach.expect_nothing();

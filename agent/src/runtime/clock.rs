@@ -3,6 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use hoist_protocol::Text;
 use tokio::process::Command;
 
 /// How long the operating system may take to answer.
@@ -16,6 +17,12 @@ const LATE: Duration = Duration::from_secs(20);
 
 /// A wall clock that moved by so much more or less than time has passed was set.
 const SET: Duration = Duration::from_secs(60);
+
+/// How soon it is looked again whether a clock is kept right that was not.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// How long a machine may take from its boot until its clock is set; nothing is said of it until then.
+const SETTLED: Duration = Duration::from_secs(5 * 60);
 
 /// The clocks at one moment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -102,30 +109,51 @@ fn clock(id: rustix::time::ClockId) -> Duration {
     seconds + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// Whether something such as NTP keeps the wall clock right, as far as systemd can tell: timedated asks the
-/// kernel, whoever it is that disciplines the clock. False where there is no systemd.
+/// Whether something such as NTP keeps the wall clock right.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Discipline {
+    /// It does.
+    Synchronised,
+    /// Nothing does.
+    Free,
+    /// That cannot be told here: in most containers, for instance, whose clock is the host's.
+    #[default]
+    Unknown,
+}
+
+/// As far as systemd can tell: timedated asks the kernel (`ntp_adjtime(3)`), whoever it is that disciplines the clock.
+/// It does not run in containers.
 #[cfg(not(target_os = "macos"))]
-pub(crate) async fn is_synchronised() -> bool {
+pub(crate) async fn discipline() -> Discipline {
     // systemd-timesyncd's own mark, without starting a program.
     if std::path::Path::new("/run/systemd/timesync/synchronized").exists() {
-        return true;
+        return Discipline::Synchronised;
     }
     if !std::path::Path::new("/run/systemd/system").is_dir() {
-        return false;
+        return Discipline::Unknown;
     }
     let arguments = ["show", "--property=NTPSynchronized", "--value"];
-    says("timedatectl", &arguments, "yes").await
+    read(&says("timedatectl", &arguments).await, "yes", "no")
 }
 
-/// Whether the wall clock is set from the network. Only root may ask; false for others.
+/// As far as macOS tells, and it tells root alone.
 #[cfg(target_os = "macos")]
-pub(crate) async fn is_synchronised() -> bool {
-    let arguments = ["-getusingnetworktime"];
-    says("/usr/sbin/systemsetup", &arguments, "Network Time: On").await
+pub(crate) async fn discipline() -> Discipline {
+    let said = says("/usr/sbin/systemsetup", &["-getusingnetworktime"]).await;
+    read(&said, "Network Time: On", "Network Time: Off")
 }
 
-/// Whether what `program` prints starts with `answer`.
-async fn says(program: &str, arguments: &[&str], answer: &str) -> bool {
+/// What an answer means that says so `when_synchronised`, and otherwise `when_free`.
+fn read(said: &str, when_synchronised: &str, when_free: &str) -> Discipline {
+    match said.trim() {
+        said if said == when_synchronised => Discipline::Synchronised,
+        said if said == when_free => Discipline::Free,
+        _ => Discipline::Unknown,
+    }
+}
+
+/// What `program` prints when it succeeds.
+async fn says(program: &str, arguments: &[&str]) -> String {
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -133,12 +161,58 @@ async fn says(program: &str, arguments: &[&str], answer: &str) -> bool {
         .stderr(Stdio::null())
         .kill_on_drop(true);
     match tokio::time::timeout(ANSWER, command.output()).await {
-        Ok(Ok(output)) => output.stdout.starts_with(answer.as_bytes()),
+        Ok(Ok(output)) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        }
+        Ok(Ok(output)) => {
+            tracing::debug!(program, status = %output.status, "it does not tell whether the clock is synchronised");
+            String::new()
+        }
         Ok(Err(error)) => {
             tracing::debug!(program, %error, "cannot ask whether the clock is synchronised");
-            false
+            String::new()
         }
-        Err(_) => false,
+        Err(_) => String::new(),
+    }
+}
+
+/// What is known about the wall clock.
+#[derive(Debug, Default)]
+pub(super) struct WallClock {
+    discipline: Discipline,
+    /// When that was looked at.
+    looked: Option<Instant>,
+}
+
+impl WallClock {
+    /// Finds out whether something keeps it right.
+    pub(super) async fn look(&mut self) {
+        self.discipline = discipline().await;
+        self.looked = Some(Instant::now());
+    }
+
+    /// Whether it is time to look again: a clock that nothing kept right may be synchronised any moment.
+    pub(super) fn is_due(&self) -> bool {
+        let is_old = |looked: Instant| looked.elapsed() >= LOOK_AGAIN;
+        self.discipline == Discipline::Free && self.looked.is_some_and(is_old)
+    }
+
+    pub(super) fn is_synchronised(&self) -> bool {
+        self.discipline == Discipline::Synchronised
+    }
+
+    /// What people should know of it; none when all is well, or when nobody can tell.
+    pub(super) fn warning(&self) -> Option<Text<256>> {
+        self.warning_after(with_sleep())
+    }
+
+    fn warning_after(&self, boot: Duration) -> Option<Text<256>> {
+        let is_told = self.discipline == Discipline::Free && boot >= SETTLED;
+        is_told.then(|| {
+            Text::lossy(
+                "nothing keeps this machine's clock right, and certificates and the expiry of deployments go by it:                  let NTP set it (timedatectl set-ntp true)",
+            )
+        })
     }
 }
 
@@ -207,5 +281,33 @@ mod tests {
         let mut pulse = Pulse::new(Reading::now(start));
         assert_eq!(pulse.look(Reading::now(start), INTERVAL), None);
         assert!(with_sleep() > Duration::ZERO);
+    }
+
+    #[test]
+    fn only_a_clock_that_is_known_to_be_free_is_warned_about() {
+        let of = |said: &str| WallClock {
+            discipline: read(said, "yes", "no"),
+            looked: None,
+        };
+        let warns = |said: &str| of(said).warning_after(SETTLED).is_some();
+        assert!(of("yes\n").is_synchronised() && !warns("yes\n"));
+        assert!(!of("no\n").is_synchronised() && warns("no\n"));
+        // What timedatectl says where timedated cannot run, and where there is no such program.
+        for unknown in ["", "Failed to query server", "n/a", "not"] {
+            assert!(
+                !of(unknown).is_synchronised() && !warns(unknown),
+                "{unknown:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_machine_that_has_just_booted_may_take_its_time_to_set_its_clock() {
+        let clock = WallClock {
+            discipline: Discipline::Free,
+            looked: None,
+        };
+        assert!(clock.warning_after(Duration::from_secs(60)).is_none());
+        assert!(clock.warning_after(SETTLED).is_some());
     }
 }

@@ -14,8 +14,11 @@ use crate::nix::{self, FetchError, FetchEvent, RealiseRequest};
 pub(super) enum FetchNews {
     /// It got further.
     Progress(DeploymentId, FetchProgress),
-    /// It is done, or has failed.
-    Done(Box<FetchOrder>, Result<nix::Realised, FetchError>),
+    /// It is done, or has failed after it had come so far.
+    Done(
+        Box<FetchOrder>,
+        Result<nix::Realised, (FetchError, FetchProgress)>,
+    ),
 }
 
 impl FetchNews {
@@ -41,10 +44,11 @@ impl FetchNews {
     }
 }
 
-fn failure(error: FetchError) -> FetchFailure {
+fn failure((error, fetched): (FetchError, FetchProgress)) -> FetchFailure {
     FetchFailure {
         reason: error.reason,
         message: error.message,
+        fetched,
     }
 }
 
@@ -114,9 +118,11 @@ async fn fetch(
     };
     let (events, mut told) = mpsc::channel(64);
     let progress = async {
+        let mut last = FetchProgress::default();
         while let Some(event) = told.recv().await {
             match event {
                 FetchEvent::Progress(progress) => {
+                    last = progress;
                     let progress = FetchNews::Progress(order.id, progress);
                     if news.try_send(progress).is_err() {
                         tracing::trace!("progress is told later");
@@ -125,6 +131,7 @@ async fn fetch(
                 FetchEvent::Line(line) => tracing::debug!(id = %order.id, "nix: {line}"),
             }
         }
+        last
     };
     let result = async {
         // Which of the machine's systems it changes is known once the closure is there.
@@ -134,7 +141,8 @@ async fn fetch(
         drop(events);
         result
     };
-    let (result, ()) = tokio::join!(result, progress);
+    let (result, last) = tokio::join!(result, progress);
+    let result = result.map_err(|error| (error, last));
     if news.send(FetchNews::Done(order, result)).await.is_err() {
         tracing::debug!("the agent ended before the fetch");
     }

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::Settings;
 use crate::control::{self, Asked, Control, Desk};
 use crate::error::Error;
-use crate::job::{BootId, Job, Jobs, Outage};
+use crate::job::{BootId, Job, Jobs, Outage, Trouble};
 use crate::ledger::LedgerFile;
 use crate::mqtt::jittered;
 use crate::nix;
@@ -39,8 +39,8 @@ use uplink::Uplink;
 
 pub use alone::AloneError;
 pub(crate) use alone::{Alone, preview};
-pub(crate) use clock::is_synchronised;
-use clock::{Pulse, Reading};
+pub(crate) use clock::{Discipline, discipline};
+use clock::{Pulse, Reading, WallClock};
 use fetch::{Fetch, FetchNews};
 use notify::ServiceManager;
 
@@ -151,7 +151,7 @@ struct Shell {
     reported: State,
     /// The warnings that were reported last.
     warned: Vec<Text<256>>,
-    synchronised: bool,
+    clock: WallClock,
     signals: Signals,
 }
 
@@ -183,7 +183,7 @@ impl Shell {
             manager: ServiceManager::from_environment(),
             reported: State::Idle,
             warned: Vec::new(),
-            synchronised: false,
+            clock: WallClock::default(),
             signals,
         })
     }
@@ -197,7 +197,7 @@ impl Shell {
 
     /// Goes on from what was found on the disk.
     async fn begin(&mut self, found: Vec<FoundJob>) -> Result<(), Error> {
-        self.synchronised = is_synchronised().await;
+        self.clock.look().await;
         self.handle(Input::Started(found)).await
     }
 
@@ -213,7 +213,7 @@ impl Shell {
                 Event::Look => self.look().await?,
                 Event::Refresh => {
                     self.refresh_at = Instant::now() + jittered(self.settings.status_interval);
-                    self.synchronised = is_synchronised().await;
+                    self.clock.look().await;
                     self.broker.refresh().await;
                     self.handle(Input::Refresh).await?;
                 }
@@ -265,12 +265,15 @@ impl Shell {
                 ?jump,
                 "the machine was away, or its clock was set: connecting anew"
             );
-            self.synchronised = is_synchronised().await;
+            self.clock.look().await;
             self.broker.start_over().await;
+        }
+        if self.clock.is_due() {
+            self.clock.look().await;
         }
         let (state, connection) = (self.reported, self.broker.summary());
         self.manager.status(format!("{state}; {connection}"));
-        let warnings = self.broker.warnings();
+        let warnings = self.warnings();
         if warnings != self.warned {
             self.warned = warnings;
             self.handle(Input::Refresh).await?;
@@ -286,11 +289,19 @@ impl Shell {
         });
         Moment {
             now: now(),
-            synchronised: self.synchronised,
+            synchronised: self.clock.is_synchronised(),
             uptime: self.started.elapsed(),
             facts,
-            warnings: self.broker.warnings(),
+            broker: self.broker.url(),
+            warnings: self.warnings(),
         }
+    }
+
+    /// What people should know, though deployments go on.
+    fn warnings(&self) -> Vec<Text<256>> {
+        let mut warnings = self.broker.warnings();
+        warnings.extend(self.clock.warning());
+        warnings
     }
 
     /// Hands an input to the core and carries its effects out, and those of what comes of them.
@@ -315,12 +326,27 @@ impl Shell {
             },
             BrokerEvent::Delivered(ids) => Input::Delivered(ids),
             BrokerEvent::Reached(id) => Input::BrokerReached { id },
+            BrokerEvent::Failed { id, why } => {
+                self.not_reached(id, &why);
+                return Ok(());
+            }
             BrokerEvent::Unreachable { id, verdict } => {
                 self.unreachable(id, verdict);
                 return Ok(());
             }
         };
         self.handle(input).await
+    }
+
+    /// A try to reach a broker has failed while a deployment waits for its confirmation: if no other works out, this
+    /// is what its outcome says.
+    fn not_reached(&self, id: DeploymentId, why: &str) {
+        let Some(job) = self.open_jobs.get(&id) else {
+            return;
+        };
+        if let Err(error) = report_trouble(job, why) {
+            tracing::error!(%id, %error, "cannot tell the activator why no broker was reached");
+        }
     }
 
     /// Every broker was tried in vain while a deployment waits for its confirmation.
@@ -458,6 +484,17 @@ fn report_outage(job: &Job, message: &str) -> Result<(), String> {
         nonce: job.spec().nonce.clone(),
         boot_id,
         message: Text::lossy(message),
+    })
+    .map_err(|error| crate::job::chain(&error))
+}
+
+/// Tells the activator why no broker was reached so far.
+fn report_trouble(job: &Job, why: &str) -> Result<(), String> {
+    let boot_id = BootId::current().map_err(|error| format!("no boot id: {error}"))?;
+    job.report_trouble(&Trouble {
+        nonce: job.spec().nonce.clone(),
+        boot_id,
+        message: Text::lossy(why),
     })
     .map_err(|error| crate::job::chain(&error))
 }

@@ -2,7 +2,7 @@
 
 use std::future::pending;
 
-use hoist_protocol::{DeploymentId, LogLine, SubstituterUrl, Text};
+use hoist_protocol::{BrokerUrl, DeploymentId, LogLine, SubstituterUrl, Text};
 
 use super::broker::{Broker, BrokerEvent};
 use crate::control::Connection;
@@ -17,6 +17,12 @@ pub(super) enum Uplink {
 impl Uplink {
     pub(super) fn is_connected(&self) -> bool {
         self.broker().is_some_and(Broker::is_connected)
+    }
+
+    /// The broker that the agent is connected to.
+    pub(super) fn url(&self) -> Option<BrokerUrl> {
+        let connected = self.broker().filter(|broker| broker.is_connected());
+        connected.map(|broker| broker.url().clone())
     }
 
     /// How the connection is, in one line for people.

@@ -235,6 +235,27 @@ fn a_broker_whose_certificate_has_expired_is_refused_with_the_date() {
 }
 
 #[test]
+fn a_machine_whose_clock_is_behind_hears_what_it_says() {
+    let authority = authority();
+    let (start, end) = (4_000_000_000_000, 4_100_000_000_000);
+    let later = Validity::between(Timestamp::from_ms(start), Timestamp::from_ms(end));
+    let early = authority
+        .issue(Role::Broker, &name("new"), &host(), later)
+        .unwrap();
+    let server = careless_server(&early.certificate_pem, &early.key_pem);
+    let said = shake(client_config(&authority), server, HOST)
+        .unwrap_err()
+        .by_client();
+    for part in [
+        "not valid before 2096-10-02T07:06:40.000Z",
+        "this machine's clock says 20",
+        "set the clock right",
+    ] {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
 fn a_client_of_another_authority_is_refused_and_hears_why() {
     let (ours, other) = (authority(), authority());
     let stranger = Credentials {

@@ -16,7 +16,7 @@ use crate::follow::{Published, Run, Wait};
 use crate::lines_shown::LinesShown;
 use crate::link::{Link, filters};
 use crate::options::Options;
-use crate::outcome::{Exit, Outcome};
+use crate::outcome::{Exit, Outcome, exit_of};
 use crate::plan::{Orders, Signed};
 use crate::report::{Closure, MachineReport, Report};
 use crate::settings::{Caller, Keys, process_environment};
@@ -316,7 +316,7 @@ impl<'a> Sending<'a> {
     ) -> Result<Exit, CommandError> {
         let exit = match stop {
             Stop::Over | Stop::TimeUp => {
-                Exit::of(&report.outcomes(), self.wait() == Some(Wait::All))
+                exit_of(&report.outcomes(), self.wait() == Some(Wait::All))
             }
             Stop::Interrupted => Exit::Interrupted,
             Stop::Lost(_) => Exit::Error,

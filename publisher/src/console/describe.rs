@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use hoist_certs::program::show_size;
 use hoist_protocol::FetchProgress;
 
 use crate::console::one_line;
 use crate::follow::{Outlook, Phase, Step};
-use crate::{duration, size};
+use crate::duration;
 
 /// One line, without the machine's name.
 #[must_use]
@@ -39,7 +40,7 @@ fn reported(step: &Step) -> String {
             0 => String::new(),
             left => format!(", {} left", duration::show(Duration::from_secs(left))),
         };
-        format!(", {}/s{left}", size::show(rate))
+        format!(", {}/s{left}", show_size(rate))
     });
     format!("{state}{percent}: {}{rate}", fetched(&fetch))
 }
@@ -49,8 +50,8 @@ fn reported(step: &Step) -> String {
 pub fn fetched(fetch: &FetchProgress) -> String {
     format!(
         "{} of {}, {} of {} paths",
-        size::show(fetch.fetched_bytes),
-        size::show(fetch.fetch_bytes),
+        show_size(fetch.fetched_bytes),
+        show_size(fetch.fetch_bytes),
         fetch.fetched_paths,
         fetch.fetch_paths
     )

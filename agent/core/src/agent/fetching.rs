@@ -8,14 +8,15 @@ use hoist_protocol::{
 
 use super::activating::Activating;
 use super::task::{Outcome, expired};
+use super::waiting::share;
 use super::{Agent, Work};
 use crate::effect::{Effect, FetchOrder, JobOrder};
 use crate::input::{Facts, FetchFailure, JobPhase, Moment, Realised};
 
 /// How often one attempt tries to fetch when the failure may pass by itself.
-const FETCH_TRIES: u32 = 3;
+const FETCH_TRIES: u32 = 4;
 
-/// The wait before the second try to fetch; it doubles.
+/// The longest wait before the second try to fetch; it doubles.
 const FETCH_WAIT: Duration = Duration::from_secs(3);
 
 /// Progress is reported no more often than this.
@@ -30,6 +31,8 @@ pub(crate) struct Fetching {
     tries: u32,
     /// When the next try is due; none while one runs.
     retry_at: Option<Duration>,
+    /// What the tries that have failed have fetched: Nix keeps it.
+    before: FetchProgress,
     pub(crate) progress: Option<FetchProgress>,
     pub(crate) message: Text<1024>,
 }
@@ -42,6 +45,7 @@ impl Fetching {
             path,
             tries: 0,
             retry_at: None,
+            before: FetchProgress::default(),
             progress: None,
             message: Text::default(),
         }
@@ -50,6 +54,17 @@ impl Fetching {
     /// When the next try is due; none while one runs.
     pub(super) const fn retry_at(&self) -> Option<Duration> {
         self.retry_at
+    }
+
+    /// What has come in all, when this try has come so far.
+    const fn in_all(&self, progress: FetchProgress) -> FetchProgress {
+        let before = self.before;
+        FetchProgress {
+            fetched_bytes: before.fetched_bytes.saturating_add(progress.fetched_bytes),
+            fetch_bytes: before.fetched_bytes.saturating_add(progress.fetch_bytes),
+            fetched_paths: before.fetched_paths.saturating_add(progress.fetched_paths),
+            fetch_paths: before.fetched_paths.saturating_add(progress.fetch_paths),
+        }
     }
 
     /// The deployment, when nothing more comes of this.
@@ -108,7 +123,7 @@ impl Agent {
         let Some(fetching) = self.fetching(id) else {
             return;
         };
-        fetching.progress = Some(progress);
+        fetching.progress = Some(fetching.in_all(progress));
         let since = self.progress_at.map(|at| moment.uptime.saturating_sub(at));
         if since.is_none_or(|since| since >= PROGRESS_EVERY) {
             self.progress_at = Some(moment.uptime);
@@ -122,26 +137,49 @@ impl Agent {
         id: DeploymentId,
         result: Result<Realised, FetchFailure>,
     ) {
+        let machine = self.config.machine.clone();
         let Some(fetching) = self.fetching(id) else {
             return;
         };
         match result {
-            Ok(realised) => self.realised(moment, realised),
+            Ok(mut realised) => {
+                realised.fetched = fetching.in_all(realised.fetched);
+                self.realised(moment, realised);
+            }
             // Such a failure may be the network's, which comes back; the others would only repeat.
             Err(failure)
                 if failure.reason == Reason::FetchFailed && fetching.tries < FETCH_TRIES =>
             {
-                let wait = FETCH_WAIT * 2_u32.pow(fetching.tries - 1);
+                // What keeps one machine from the cache keeps a fleet from it, which must not come back in step.
+                let longest = FETCH_WAIT * 2_u32.pow(fetching.tries - 1);
+                let what = format!("{machine} {id} try {}", fetching.tries);
+                let wait = share(&what, longest);
                 fetching.retry_at = Some(moment.uptime + wait);
-                fetching.progress = None;
-                let message = format!("trying again in {} s: {}", wait.as_secs(), failure.message);
+                fetching.before = fetching.in_all(failure.fetched);
+                fetching.progress = Some(fetching.before);
+                let seconds = wait.as_secs_f64();
+                let message = format!("trying again in {seconds:.1} s: {}", failure.message);
                 fetching.message = Text::lossy(&message);
                 self.report(moment);
             }
-            Err(FetchFailure { reason, message }) => {
+            Err(FetchFailure {
+                reason,
+                message,
+                fetched,
+            }) => {
+                fetching.progress = Some(fetching.in_all(fetched));
+                self.note_progress();
                 let outcome = Outcome::new(State::Failed, Some(reason), message.as_str());
                 self.end_current(moment, outcome);
             }
+        }
+    }
+
+    /// Keeps how far the fetch has come, which ends without a closure.
+    pub(super) fn note_progress(&mut self) {
+        if let (Work::Fetching(fetching), Some(task)) = (&self.work, &mut self.ledger.current) {
+            let came = |progress: &FetchProgress| *progress != FetchProgress::default();
+            task.fetch = fetching.progress.filter(came);
         }
     }
 

@@ -329,6 +329,7 @@ impl Agent {
         let Work::Fetching(_) = self.work else {
             return None;
         };
+        self.note_progress();
         self.work = Work::Idle;
         let task = self.ledger.current.take()?;
         self.effects.push(Effect::CancelFetch(task.order.id));

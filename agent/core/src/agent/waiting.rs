@@ -97,15 +97,19 @@ impl Agent {
 /// How long a machine waits before it begins: anything up to `spread_ms`, as evenly over a fleet as if it were
 /// rolled with dice, but the same again after a restart.
 fn delay(machine: &Machine, deployment: &Deployment, spread_ms: u64) -> Duration {
-    if spread_ms == 0 {
-        return Duration::ZERO;
-    }
     let what = format!("{machine} {}", deployment.id());
+    share(&what, Duration::from_millis(spread_ms))
+}
+
+/// Anything from nothing to `longest`, to the millisecond: as evenly over all that `what` can be as if it were
+/// rolled with dice, and always the same for one.
+pub(super) fn share(what: &str, longest: Duration) -> Duration {
+    let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
     let digits = digest(what.as_bytes());
     let dice = digits
         .as_str()
         .get(..12)
         .and_then(|digits| u64::from_str_radix(digits, 16).ok())
         .unwrap_or_default();
-    Duration::from_millis(dice % spread_ms.saturating_add(1))
+    Duration::from_millis(dice % longest.saturating_add(1))
 }

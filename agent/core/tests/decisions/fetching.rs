@@ -31,17 +31,18 @@ fn what_runs_already_is_unchanged() {
 }
 
 #[test]
-fn a_fetch_that_may_work_later_is_tried_three_times() {
+fn a_fetch_that_may_work_later_is_tried_four_times_after_waits_that_grow() {
     let mut agent = TestAgent::new();
     agent.input(deployment(1));
-    for wait in [3, 6] {
+    for longest in [3, 6, 12] {
         assert!(deeds(&agent.fetch_failed(1, Reason::FetchFailed)).is_empty());
-        assert_eq!(
-            agent.agent.wake_at(),
-            Some(agent.moment.uptime + Duration::from_secs(wait))
-        );
-        assert!(agent.input(Input::Tick).is_empty(), "too early");
-        agent.moment.uptime += Duration::from_secs(wait);
+        let at = agent.agent.wake_at().unwrap();
+        let wait = at - agent.moment.uptime;
+        assert!(wait <= Duration::from_secs(longest), "{wait:?}");
+        if !wait.is_zero() {
+            assert!(agent.input(Input::Tick).is_empty(), "too early");
+        }
+        agent.moment.uptime = at;
         assert_eq!(deeds(&agent.input(Input::Tick)), ["fetch"]);
         assert_eq!(agent.agent.wake_at(), None);
     }
@@ -50,6 +51,91 @@ fn a_fetch_that_may_work_later_is_tried_three_times() {
         ["persist", "forget"]
     );
     assert_eq!(agent.outcome(1), Some(State::Failed));
+}
+
+#[test]
+fn a_fleet_does_not_try_again_in_step() {
+    // What one machine does for many deployments, many machines do for one.
+    let waits: Vec<u128> = (1..=200)
+        .map(|n| {
+            let mut agent = TestAgent::new();
+            agent.input(deployment(n));
+            agent.fetch_failed(n, Reason::FetchFailed);
+            agent.agent.wake_at().unwrap().as_millis()
+        })
+        .collect();
+    for half in 0..6 {
+        let within = half * 500..(half + 1) * 500;
+        let count = waits
+            .iter()
+            .copied()
+            .filter(|wait| within.contains(wait))
+            .count();
+        assert!(count >= 10, "{count} of 200 machines wait {within:?} ms");
+    }
+}
+
+fn fetched(bytes: (u64, u64), paths: (u64, u64)) -> FetchProgress {
+    FetchProgress {
+        fetched_bytes: bytes.0,
+        fetch_bytes: bytes.1,
+        fetched_paths: paths.0,
+        fetch_paths: paths.1,
+    }
+}
+
+#[test]
+fn a_fetch_that_failed_says_how_far_it_came() {
+    let mut agent = TestAgent::new();
+    agent.input(deployment(1));
+    let came = fetched((30, 100), (1, 4));
+    agent.fetch_failed_after(1, Reason::FetchFailed, came);
+    assert_eq!(agent.status().fetch, Some(came));
+    agent.moment.uptime = agent.agent.wake_at().unwrap();
+    agent.input(Input::Tick);
+    // Nix has kept what came before, and fetches the rest.
+    agent.input(Input::FetchProgress {
+        id: id(1),
+        progress: fetched((20, 70), (1, 3)),
+    });
+    let in_all = fetched((50, 100), (2, 4));
+    assert_eq!(agent.status().fetch, Some(in_all));
+    agent.fetch_failed_after(1, Reason::MissingPath, fetched((20, 70), (1, 3)));
+    assert_eq!(agent.status().fetch, Some(in_all));
+    assert_eq!(agent.disk.history[0].entry.fetched_bytes, Some(50));
+}
+
+#[test]
+fn a_fetch_that_a_newer_deployment_stops_says_how_far_it_came() {
+    let mut agent = TestAgent::new();
+    agent.input(deployment(1));
+    let progress = fetched((30, 100), (1, 4));
+    agent.input(Input::FetchProgress {
+        id: id(1),
+        progress,
+    });
+    agent.input(deployment(2));
+    assert_eq!(agent.outcome(1), Some(State::Superseded));
+    let entry = &agent.disk.history[0].entry;
+    assert_eq!((entry.id, entry.fetched_bytes), (id(1), Some(30)));
+}
+
+#[test]
+fn what_a_fetch_brought_counts_the_tries_before_it() {
+    let mut agent = TestAgent::new();
+    agent.input(deployment(1));
+    agent.fetch_failed_after(1, Reason::FetchFailed, fetched((30, 100), (1, 4)));
+    agent.moment.uptime = agent.agent.wake_at().unwrap();
+    agent.input(Input::Tick);
+    let result = Ok(Realised {
+        closure_size: Some(7),
+        kind: None,
+        fetched: fetched((70, 70), (3, 3)),
+        changes: None,
+        facts: running("v0"),
+    });
+    agent.input(Input::Fetched { id: id(1), result });
+    assert_eq!(agent.status().fetch, Some(fetched((100, 100), (4, 4))));
 }
 
 #[test]

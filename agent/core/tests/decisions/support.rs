@@ -122,6 +122,7 @@ impl TestAgent {
             synchronised: true,
             uptime: Duration::ZERO,
             facts,
+            broker: None,
             warnings: Vec::new(),
         };
         let mut agent = Self {
@@ -155,8 +156,20 @@ impl TestAgent {
     }
 
     pub(crate) fn fetch_failed(&mut self, n: u64, reason: Reason) -> Vec<Effect> {
-        let message = Text::lossy("no luck");
-        let result = Err(FetchFailure { reason, message });
+        self.fetch_failed_after(n, reason, FetchProgress::default())
+    }
+
+    pub(crate) fn fetch_failed_after(
+        &mut self,
+        n: u64,
+        reason: Reason,
+        fetched: FetchProgress,
+    ) -> Vec<Effect> {
+        let result = Err(FetchFailure {
+            reason,
+            message: Text::lossy("no luck"),
+            fetched,
+        });
         self.input(Input::Fetched { id: id(n), result })
     }
 

@@ -131,6 +131,7 @@ impl World {
                 true => self.facts(),
                 false => Facts::default(),
             },
+            broker: None,
             warnings: Vec::new(),
         }
     }
@@ -482,6 +483,7 @@ impl World {
             Some(reason) => Err(FetchFailure {
                 reason,
                 message: Text::lossy("it did not work"),
+                fetched: FetchProgress::default(),
             }),
             None => Ok(Realised {
                 closure_size: Some(1_000),

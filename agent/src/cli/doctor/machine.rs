@@ -11,6 +11,7 @@ use super::super::show::{bytes, one_line};
 use super::finding::Finding;
 use crate::config::Place;
 use crate::control::socket_path;
+use crate::runtime::Discipline;
 use crate::{job, ledger, runtime};
 
 /// Free disk below which a folder is warned about, in bytes: the store, the state, the boot loader's partition.
@@ -29,11 +30,20 @@ pub(super) async fn clock() -> Finding {
         return Finding::wrong("clock", format!("it is {now} here, which is long ago"))
             .advice("set it, and let NTP keep it right");
     }
-    if runtime::is_synchronised().await {
-        return Finding::ok("clock", format!("synchronised, {now}"));
+    match runtime::discipline().await {
+        Discipline::Synchronised => Finding::ok("clock", format!("synchronised, {now}")),
+        Discipline::Free => Finding::note(
+            "clock",
+            format!(
+                "{now}, and nothing keeps it right: TLS and the expiry of deployments go by it"
+            ),
+        )
+        .advice("let NTP set it: `timedatectl set-ntp true`"),
+        Discipline::Unknown => Finding::ok(
+            "clock",
+            format!("{now}; whether something keeps it right cannot be told here"),
+        ),
     }
-    Finding::note("clock", format!("{now}; nothing is known to keep it right"))
-        .advice("let NTP keep it right: `timedatectl set-ntp true`")
 }
 
 /// Everything on the disk.

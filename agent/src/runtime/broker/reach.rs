@@ -3,6 +3,7 @@
 //! The proof is a nonce that comes back over a connection made after the activation. A broker that did not let the
 //! agent hear its nonces before the activation either is proven by less: TLS, login and a granted subscription.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,6 +34,10 @@ pub(super) struct Reach {
     failures: Vec<FailureKind>,
     /// Whether the broker has granted the subscription to `deploy`, over this connection.
     subscribed: bool,
+    /// What each broker that was tried said last, by its number.
+    said: BTreeMap<usize, String>,
+    /// Whether there is something in it that nobody was told.
+    has_news: bool,
     /// By when something has to come, once it was asked for.
     deadline: Option<Instant>,
 }
@@ -45,12 +50,29 @@ impl Reach {
             rounds: 0,
             failures: Vec::new(),
             subscribed: false,
+            said: BTreeMap::new(),
+            has_news: false,
             deadline: None,
         }
     }
 
     pub(super) fn is_for(&self, id: DeploymentId) -> bool {
         self.id == id
+    }
+
+    /// A try with the broker of this number has failed.
+    pub(super) fn failed(&mut self, broker: usize, why: &str) {
+        let before = self.said.insert(broker, why.to_owned());
+        self.has_news |= before.as_deref() != Some(why);
+    }
+
+    /// Why the tries so far have failed, when that is not told yet.
+    pub(super) fn news(&mut self) -> Option<(DeploymentId, String)> {
+        if !std::mem::take(&mut self.has_news) {
+            return None;
+        }
+        let said: Vec<&str> = self.said.values().map(String::as_str).collect();
+        Some((self.id, said.join("; ")))
     }
 
     pub(super) const fn deadline(&self) -> Option<Instant> {
@@ -219,9 +241,37 @@ impl Broker {
             self.weakly_confirmed = true;
             return Some(BrokerEvent::Reached(reach.id));
         }
-        tracing::warn!(broker = %self.url(), "no answer in time over the fresh connection; trying another");
+        let why = self.unanswered();
+        tracing::warn!("{why}; trying another connection");
+        let broker = self.turn.index();
+        if let Some(reach) = &mut self.reach {
+            reach.failed(broker, &why);
+        }
         self.ended(FailureKind::Lost);
         None
+    }
+
+    /// What the broker has not answered over the fresh connection.
+    fn unanswered(&self) -> String {
+        let url = self.url();
+        let seconds = self.answer.as_secs_f64();
+        let is_denied = |channel| self.denied.contains(&channel);
+        if is_denied(Channel::Deploy) || is_denied(Channel::Echo) {
+            let topics: Vec<_> = self.denied.iter().map(|topic| topic.as_str()).collect();
+            return format!(
+                "{url}: it lets this agent in and not read its own topics ({}); allow it",
+                topics.join(", ")
+            );
+        }
+        if self.reach.as_ref().is_some_and(|reach| reach.subscribed) {
+            return format!(
+                "{url}: connected, and what the agent says on its own topic `echo` does not come back within \
+                 {seconds} s; may it write and read that?"
+            );
+        }
+        format!(
+            "{url}: connected, and the broker does not answer the subscription within {seconds} s"
+        )
     }
 
     /// A try has failed: the next broker at once, and after the last one all of them again, soon.

@@ -71,22 +71,24 @@ impl Server {
         (Self { listener, tls }, settings)
     }
 
-    /// Accepts the next connection up to its CONNACK.
+    /// Accepts the next connection up to its CONNACK. One that ends before MQTT begins only asks who is there.
     async fn accept(&self) -> Peer {
-        let (stream, _) = self.listener.accept().await.unwrap();
-        let stream = self.tls.accept(stream).await.unwrap();
-        let mut peer = Peer {
-            stream,
-            buffer: BytesMut::new(),
-            connect: Connect::new(""),
-        };
-        match peer.read().await {
-            Some(Packet::Connect(connect)) => peer.connect = connect,
-            other => panic!("{other:?}"),
+        loop {
+            let (stream, _) = self.listener.accept().await.unwrap();
+            let mut peer = Peer {
+                stream: self.tls.accept(stream).await.unwrap(),
+                buffer: BytesMut::new(),
+                connect: Connect::new(""),
+            };
+            match peer.read().await {
+                Some(Packet::Connect(connect)) => peer.connect = connect,
+                None => continue,
+                other => panic!("{other:?}"),
+            }
+            let accepted = ConnAck::new(ConnectReturnCode::Success, false);
+            peer.write(Packet::ConnAck(accepted)).await;
+            return peer;
         }
-        let accepted = ConnAck::new(ConnectReturnCode::Success, false);
-        peer.write(Packet::ConnAck(accepted)).await;
-        peer
     }
 }
 
@@ -197,7 +199,9 @@ async fn said(broker: &mut Broker) -> BrokerEvent {
     let next = async {
         loop {
             match broker.next().await {
-                BrokerEvent::Connected | BrokerEvent::Unreachable { .. } => {}
+                BrokerEvent::Connected
+                | BrokerEvent::Failed { .. }
+                | BrokerEvent::Unreachable { .. } => {}
                 event => return event,
             }
         }

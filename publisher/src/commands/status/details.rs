@@ -1,11 +1,12 @@
 //! All that one machine says of itself, a line for each thing.
 
+use hoist_certs::program::show_size;
 use hoist_protocol::{Action, AgentName, Presence, Status, StorePath, Tag, Text, Timestamp};
 
 use super::age;
 use crate::console::{fetched, one_line};
+use crate::said;
 use crate::snapshot::Seen;
-use crate::{said, size};
 
 /// Width of the column with the names, in characters.
 const NAMES: usize = 14;
@@ -95,7 +96,7 @@ fn paths(lines: &mut Lines, status: &Status) {
 
 fn closure(lines: &mut Lines, status: &Status) {
     if let Some(bytes) = status.closure_size {
-        lines.add("size", &size::show(bytes));
+        lines.add("size", &show_size(bytes));
     }
     let Some(changes) = &status.changes else {
         return;

@@ -1,10 +1,12 @@
 //! Brokers that are away, go silent, or take the connection away; and a machine that slept.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use camino::Utf8PathBuf;
 use hoist_certs::mqtt::FailureKind;
 use hoist_protocol::Text;
+use tokio::sync::Notify;
 
 use super::super::before::Before;
 use super::super::outage::{Ground, Known};
@@ -107,35 +109,120 @@ async fn a_broker_that_answers_pings_is_kept() {
     assert!(broker.is_connected());
 }
 
+/// Runs the agent's side until `is_done`, and says so on `heard` whenever a deployment has come.
+async fn until(broker: &mut Broker, heard: &Notify, is_done: impl Fn(&Broker) -> bool) {
+    let run = async {
+        while !is_done(broker) {
+            // A wake-up that is no event is worth a look too.
+            tokio::select! {
+                event = broker.next() => {
+                    if matches!(event, BrokerEvent::Deploy(_)) {
+                        heard.notify_one();
+                    }
+                }
+                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, run).await.expect("in time");
+}
+
+impl Server {
+    /// A session in which all is answered, closed by the broker when that has arrived.
+    async fn session(&self, is_first: bool, heard: &Notify) {
+        let mut peer = self.accept().await;
+        // Whether nonces come back is asked once.
+        let last = if is_first {
+            Channel::Echo
+        } else {
+            Channel::Presence
+        };
+        peer.publish_on(last).await;
+        let message = Publish::new("hoist/v1/prod/web-1/deploy", QoS::AtMostOnce, "x");
+        peer.write(Packet::Publish(message)).await;
+        heard.notified().await;
+        peer.close().await;
+    }
+}
+
+impl Peer {
+    /// Closes the connection as a broker does: what was written arrives.
+    async fn close(mut self) {
+        self.stream.shutdown().await.unwrap();
+        // Unless the other side has closed it too, what it has sent would make a reset of it.
+        while self.read().await.is_some() {}
+    }
+}
+
 #[tokio::test]
 async fn connections_that_are_taken_away_again_and_again_are_said_and_left_to_the_other() {
     let (server, mut settings) = Server::with_settings().await;
     settings.max_backoff = Duration::from_millis(50);
     let mut broker = Broker::new(settings);
-    let taken = async {
-        for _ in 0..5 {
-            let mut peer = server.accept().await;
-            peer.publish_on(Channel::Presence).await;
+    let heard = Arc::new(Notify::new());
+    let arrived = Arc::clone(&heard);
+    let others = tokio::spawn(async move {
+        server.session(true, &arrived).await;
+        loop {
+            server.session(false, &arrived).await;
         }
-        // What was read last has to arrive.
-        tokio::task::yield_now().await;
-    };
-    against(&mut broker, |_| {}, taken).await;
-    let noticed = async {
-        while !broker.backoff.is_taken_over() {
-            tokio::select! {
-                _ = broker.next() => {}
-                () = tokio::time::sleep(Duration::from_millis(10)) => {}
-            }
-        }
-    };
-    tokio::time::timeout(LIMIT, noticed).await.expect("in time");
+    });
+    until(&mut broker, &heard, |broker| broker.backoff.is_taken_over()).await;
     assert!(warns(&broker, "another machine seems to use"));
     let wait = broker.connect_at - Instant::now();
     assert!(wait > Duration::from_secs(20), "{wait:?}");
     // Not even a nap makes it come back sooner.
     broker.start_over().await;
     assert!(broker.connect_at - Instant::now() > Duration::from_secs(20));
+    others.abort();
+}
+
+#[tokio::test]
+async fn a_broker_that_dies_after_every_connection_is_not_taken_for_a_second_machine() {
+    let (server, mut settings) = Server::with_settings().await;
+    settings.max_backoff = Duration::from_millis(50);
+    let mut broker = Broker::new(settings);
+    let heard = Arc::new(Notify::new());
+    let arrived = Arc::clone(&heard);
+    let rounds = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&rounds);
+    let dying = tokio::spawn(async move {
+        loop {
+            let round = counted.load(Ordering::SeqCst);
+            server.session(round == 0, &arrived).await;
+            // It is gone, as something between may hide: whoever comes next is let in and then dropped.
+            drop(server.listener.accept().await);
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    // What was found of the last but one is known to the agent when it comes back for the last.
+    until(&mut broker, &heard, |_| rounds.load(Ordering::SeqCst) == 8).await;
+    dying.abort();
+    assert!(!broker.backoff.is_suspicious(None));
+    assert!(!warns(&broker, "another machine"));
+}
+
+#[tokio::test]
+async fn a_broker_that_closes_for_what_is_said_to_it_is_not_taken_for_a_second_machine() {
+    let (server, mut settings) = Server::with_settings().await;
+    settings.max_backoff = Duration::from_millis(50);
+    let mut broker = Broker::new(settings);
+    let script = async {
+        for _ in 0..8 {
+            let mut peer = server.accept().await;
+            loop {
+                // On MQTT 3.1.1 that is how a publish is refused.
+                if let Packet::Publish(_) = peer.read().await.expect("it publishes") {
+                    break;
+                }
+            }
+            peer.close().await;
+        }
+        server.accept().await
+    };
+    let (_peer, _) = against(&mut broker, |_| {}, script).await;
+    assert!(!broker.backoff.is_suspicious(None));
+    assert!(!warns(&broker, "another machine"));
 }
 
 #[tokio::test]
@@ -226,10 +313,81 @@ async fn verdict_on(broker: &str, settings: &Settings) -> OutageVerdict {
         ..settings.clone()
     });
     broker.reach(id()).await;
-    match tokio::time::timeout(LIMIT, broker.next()).await {
-        Ok(BrokerEvent::Unreachable { id: of, verdict }) if of == id() => verdict,
-        other => panic!("{other:?}"),
-    }
+    let verdict = async {
+        loop {
+            match broker.next().await {
+                BrokerEvent::Unreachable { id: of, verdict } if of == id() => return verdict,
+                BrokerEvent::Failed { id: of, .. } if of == id() => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, verdict).await.expect("in time")
+}
+
+/// Why the first tries to reach a broker have failed, as the deployment's outcome tells it.
+async fn why(broker: &mut Broker) -> String {
+    let why = async {
+        loop {
+            if let BrokerEvent::Failed { id: of, why } = broker.next().await {
+                assert_eq!(of, id());
+                return why;
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, why).await.expect("in time")
+}
+
+#[tokio::test]
+async fn what_keeps_a_deployment_from_its_confirmation_is_told() {
+    let (server, settings) = Server::with_settings().await;
+    let address = server.address();
+    let mut down = Broker::new(Settings {
+        brokers: brokers(&[CLOSED.to_owned()]),
+        ..settings.clone()
+    });
+    down.reach(id()).await;
+    let said = why(&mut down).await;
+    assert_eq!(
+        said,
+        "mqtts://127.0.0.1:1: nothing listens on port 1; is the broker running?"
+    );
+
+    // A broker of another fleet.
+    let (stranger, _) = Server::with_settings().await;
+    let mut foreign = Broker::new(Settings {
+        brokers: brokers(&[stranger.address()]),
+        ..settings.clone()
+    });
+    foreign.reach(id()).await;
+    let accept = tokio::spawn(async move {
+        let (stream, _) = stranger.listener.accept().await.unwrap();
+        stranger.tls.accept(stream).await.is_err()
+    });
+    let said = why(&mut foreign).await;
+    assert!(said.contains("was not issued by the CA"), "{said}");
+    assert!(accept.await.unwrap());
+
+    // One that keeps the nonces to itself, besides one that is down.
+    let mut deaf = Broker::new(Settings {
+        brokers: brokers(&[CLOSED.to_owned(), address.clone()]),
+        ..settings
+    });
+    deaf.answer = Duration::from_millis(100);
+    deaf.reach(id()).await;
+    let swallows = tokio::spawn(async move { swallow_nonces(server.accept().await).await });
+    let both = async {
+        loop {
+            let said = why(&mut deaf).await;
+            if said.contains("does not come back") {
+                return said;
+            }
+        }
+    };
+    let said = tokio::time::timeout(LIMIT, both).await.expect("in time");
+    assert!(said.contains("nothing listens on port 1"), "{said}");
+    assert!(said.contains(&address), "{said}");
+    drop(swallows);
 }
 
 #[tokio::test]

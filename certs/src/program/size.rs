@@ -4,7 +4,7 @@ const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
 
 /// Shows a number of bytes: two digits below ten of a unit, whole numbers above.
 #[must_use]
-pub fn show(bytes: u64) -> String {
+pub fn show_size(bytes: u64) -> String {
     let mut unit = 0;
     // In tenths of the unit, so that nothing is lost to floating point.
     let mut tenths = u128::from(bytes) * 10;
@@ -22,13 +22,13 @@ pub fn show(bytes: u64) -> String {
 
 /// Shows by how much something became larger or smaller: `+12 MiB`, `-3.0 KiB`, `±0 B`.
 #[must_use]
-pub fn show_difference(bytes: i64) -> String {
+pub fn show_size_difference(bytes: i64) -> String {
     let sign = match bytes {
         0 => "±",
         1.. => "+",
         _ => "-",
     };
-    format!("{sign}{}", show(bytes.unsigned_abs()))
+    format!("{sign}{}", show_size(bytes.unsigned_abs()))
 }
 
 #[cfg(test)]
@@ -46,15 +46,15 @@ mod tests {
             (1_300_000_000, "1.2 GiB"),
             (u64::MAX, "16777216 TiB"),
         ] {
-            assert_eq!(show(bytes), text, "{bytes}");
+            assert_eq!(show_size(bytes), text, "{bytes}");
         }
     }
 
     #[test]
     fn a_difference_has_its_sign() {
-        assert_eq!(show_difference(12 << 20), "+12 MiB");
-        assert_eq!(show_difference(-3_072), "-3.0 KiB");
-        assert_eq!(show_difference(0), "±0 B");
-        assert_eq!(show_difference(i64::MIN), "-8388608 TiB");
+        assert_eq!(show_size_difference(12 << 20), "+12 MiB");
+        assert_eq!(show_size_difference(-3_072), "-3.0 KiB");
+        assert_eq!(show_size_difference(0), "±0 B");
+        assert_eq!(show_size_difference(i64::MIN), "-8388608 TiB");
     }
 }
