@@ -14,6 +14,9 @@ const TICKS_PER_SECOND: u64 = 100;
 pub struct Usage {
     /// Resident memory, in bytes.
     pub resident: u64,
+    /// The part of it that is the process's own and no file's, in bytes: the rest is programs and libraries, of which
+    /// all processes that use them have one copy together, and which the kernel may drop and read again.
+    pub anonymous: u64,
     /// CPU time since it started, of all its threads, in user mode and in the kernel.
     pub cpu: Duration,
     /// How often its threads went to sleep by themselves since they started: each time, something woke them again.
@@ -33,7 +36,6 @@ impl Usage {
     pub fn of(pid: Pid) -> Result<Self> {
         let proc = format!("/proc/{}", pid.as_raw_nonzero());
         let status = fs::read_to_string(format!("{proc}/status"))?;
-        let kilobytes = field(&status, "VmRSS:")?;
         let stat = fs::read_to_string(format!("{proc}/stat"))?;
         // The name in parentheses may hold anything; `utime` and `stime` are the 14th and 15th field.
         let ticks = stat
@@ -49,7 +51,8 @@ impl Usage {
             threads += 1;
         }
         Ok(Self {
-            resident: kilobytes * 1024,
+            resident: field(&status, "VmRSS:")? * 1024,
+            anonymous: field(&status, "RssAnon:")? * 1024,
             cpu: Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND),
             wakeups,
             threads,
@@ -62,6 +65,12 @@ impl Usage {
     pub fn mebibytes(&self) -> f64 {
         mebibytes(self.resident)
     }
+}
+
+/// Bytes in MB, of a million bytes each, for people.
+#[must_use]
+pub fn megabytes(bytes: u64) -> f64 {
+    Duration::from_micros(bytes).as_secs_f64()
 }
 
 /// Bytes in MiB, for people.

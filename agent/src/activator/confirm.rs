@@ -8,16 +8,13 @@ use super::Activator;
 use super::failure::Failure;
 use super::kinds;
 use super::successor::AgentUnit;
-use crate::job::{Before, ConfirmBy, Confirmation, Phase, Record, chain};
+use crate::job::{Before, ConfirmBy, Confirmation, Notice, Phase, Record, chain};
 
-/// How often it is looked for the confirmation at first: most come within milliseconds,
-const EAGER: Duration = Duration::from_millis(2);
+/// How often it is looked for the confirmation where the kernel does not tell that it came,
+const POLL: Duration = Duration::from_millis(5);
 
-/// for so long,
-const EAGER_FOR: Duration = Duration::from_secs(2);
-
-/// and how often later.
-const POLL: Duration = Duration::from_millis(10);
+/// and how often where it does: the end of the wait has to be noticed too.
+const NOTIFIED_POLL: Duration = Duration::from_millis(100);
 
 /// How long it is waited for a broker that is away.
 const OUTAGE_CAP: Duration = Duration::from_millis(limits::OUTAGE_CAP_MS);
@@ -55,8 +52,11 @@ impl Activator {
         ));
         let mut objection = None;
         let mut outage = None;
-        let waiting = Instant::now();
+        let notice = Notice::of(&self.job);
         loop {
+            if let Some(notice) = &notice {
+                notice.take();
+            }
             match self.job.confirmation() {
                 Ok(None) => {}
                 Ok(Some(confirmation)) => match self.objection_to(before, unit, &confirmation) {
@@ -89,8 +89,13 @@ impl Activator {
                     ),
                 ));
             }
-            let eager = waiting.elapsed() < EAGER_FOR;
-            std::thread::sleep(if eager { EAGER } else { POLL });
+            match &notice {
+                Some(notice) => {
+                    let left = limit.saturating_sub(begun.elapsed());
+                    notice.wait(NOTIFIED_POLL.min(left));
+                }
+                None => std::thread::sleep(POLL),
+            }
         }
     }
 

@@ -266,8 +266,10 @@ impl Activator {
     }
 
     /// Notes that all is done: a journal that cannot say so any more is no reason to undo it.
+    ///
+    /// Only the result comes after it, which is synced: what a power cut takes of both is done once more.
     fn done(&mut self) {
-        if let Err(error) = self.journal.append([Record::Phase(Phase::Committed)]) {
+        if let Err(error) = self.journal.note([Record::Phase(Phase::Committed)]) {
             self.log
                 .say(&format!("cannot write the journal: {}", chain(&error)));
         }

@@ -34,13 +34,18 @@ pub(super) fn staging(path: &Utf8Path) -> Utf8PathBuf {
 
 /// Writes a new file, durable when this returns; its directory is for the caller to sync.
 pub(super) fn write_durably(path: &Utf8Path, bytes: &[u8]) -> Result<(), JobError> {
-    let write = || {
-        let mut file = open_private(path)?;
-        file.write_all(bytes)?;
-        file.set_len(bytes.len() as u64)?;
-        file.sync_all()
-    };
-    write().map_err(|source| JobError::io("write", path, source))
+    write(path, bytes)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| JobError::io("write", path, source))
+}
+
+/// Writes over what is there from its start, never emptying it first: that would give away the room that was
+/// taken for it.
+fn write(path: &Utf8Path, bytes: &[u8]) -> io::Result<File> {
+    let mut file = open_private(path)?;
+    file.write_all(bytes)?;
+    file.set_len(bytes.len() as u64)?;
+    Ok(file)
 }
 
 /// Takes `len` bytes of disk for an empty file, so that writing it later needs none.
@@ -67,14 +72,19 @@ pub(super) fn reserve_file(file: &File, len: u64) -> io::Result<()> {
 }
 
 /// Puts `bytes` at `path`, all or nothing, durable when this returns.
-///
-/// The staging file is written over from its start, never emptied first: emptying it would give away the
-/// room that was taken for it.
 pub(super) fn replace(path: &Utf8Path, bytes: &[u8]) -> Result<(), JobError> {
     let staging = staging(path);
     write_durably(&staging, bytes)?;
     std::fs::rename(&staging, path).map_err(|source| JobError::io("write", path, source))?;
     path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// The same for what means nothing after a power cut: all or nothing for whoever reads it, and not synced.
+pub(super) fn put(path: &Utf8Path, bytes: &[u8]) -> Result<(), JobError> {
+    let staging = staging(path);
+    write(&staging, bytes)
+        .and_then(|_| std::fs::rename(&staging, path))
+        .map_err(|source| JobError::io("write", path, source))
 }
 
 /// Makes the names in `dir` durable.

@@ -22,6 +22,7 @@ mod journal;
 mod launch;
 mod lock;
 mod log;
+mod notice;
 mod result;
 mod spec;
 
@@ -39,6 +40,7 @@ pub(crate) use launch::{USER_VARIABLES, systemd_runs};
 pub(crate) use lock::JobLock;
 pub(crate) use log::LogWriter;
 pub use log::{LOG_MAX, LogCursor, LogEntry};
+pub(crate) use notice::{AsyncNotice, Notice};
 pub use result::JobResult;
 pub use spec::{BootId, ConfirmBy, Confirmation, JobSpec, Nonce, Outage, Trouble};
 
@@ -78,10 +80,11 @@ impl Jobs {
         let new = self.root.join(format!("{HALF_MADE}{}", spec.id));
         remove_dir(&new)?;
         files::make_private_dir(&new)?;
-        files::write_durably(&new.join(SPEC), &spec.to_json())?;
         files::reserve(&new.join(JOURNAL), journal::RESERVED)?;
         files::reserve(&files::staging(&new.join(RESULT)), result::RESERVED)?;
         files::reserve(&files::staging(&new.join(CONFIRMATION)), spec::RESERVED)?;
+        // Last of all: file systems with a journal bring the directory to disk with it, and the next line is cheap.
+        files::write_durably(&new.join(SPEC), &spec.to_json())?;
         files::sync_dir(&new)?;
         fs::rename(&new, &dir).map_err(|source| JobError::io("make", &dir, source))?;
         files::sync_dir(&self.root)?;
@@ -219,12 +222,14 @@ impl Job {
         })
     }
 
-    /// Tells the activator that the machine works and reaches its broker. Durable when it returns.
+    /// Tells the activator that the machine works and reaches its broker.
+    ///
+    /// It is not synced to disk: one of another boot does not count.
     ///
     /// # Errors
     /// [`JobError::Io`]
     pub fn confirm(&self, confirmation: &Confirmation) -> Result<(), JobError> {
-        files::replace(&self.dir.join(CONFIRMATION), &confirmation.to_json())
+        files::put(&self.dir.join(CONFIRMATION), &confirmation.to_json())
     }
 
     /// Tells the activator that the broker itself is away, so that it waits longer for the confirmation: once,
@@ -233,7 +238,7 @@ impl Job {
     /// # Errors
     /// [`JobError::Io`]
     pub fn report_outage(&self, outage: &Outage) -> Result<(), JobError> {
-        files::replace(&self.dir.join(OUTAGE), &outage.to_json())
+        files::put(&self.dir.join(OUTAGE), &outage.to_json())
     }
 
     /// Tells the activator why no broker was reached so far: what the outcome says when none is at all.
@@ -241,7 +246,7 @@ impl Job {
     /// # Errors
     /// [`JobError::Io`]
     pub fn report_trouble(&self, trouble: &Trouble) -> Result<(), JobError> {
-        files::replace(&self.dir.join(TROUBLE), &trouble.to_json())
+        files::put(&self.dir.join(TROUBLE), &trouble.to_json())
     }
 
     /// The complete lines that were logged since `cursor`, at most 64 KiB of the file; call again until

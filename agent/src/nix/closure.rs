@@ -20,11 +20,15 @@ pub(super) struct Closure {
     pub(super) changes: Option<Changes>,
 }
 
-/// Asks Nix about `closure` and what it changes against `running`; none when it is not in the store, or when
-/// Nix does not tell.
+/// Asks Nix about `closure` and what it changes against `running`; none when it or one of the `programs` is not in
+/// the store with all that it refers to, or when Nix does not tell.
 ///
-/// One call for both: a start of Nix takes longer than the answer, for all but the largest systems.
-pub(super) async fn ask(closure: &StorePath, running: Option<&StorePath>) -> Option<Closure> {
+/// One call for all: a start of Nix takes longer than the answer, for all but the largest systems.
+pub(super) async fn ask(
+    closure: &StorePath,
+    programs: &[StorePath],
+    running: Option<&StorePath>,
+) -> Option<Closure> {
     let running = running.filter(|running| *running != closure);
     let of = |closures: &Closures| {
         let info = closures.info(closure)?;
@@ -32,10 +36,11 @@ pub(super) async fn ask(closure: &StorePath, running: Option<&StorePath>) -> Opt
         let changes = before.map(|before| info.changes_since(&before));
         Some(Closure { info, changes })
     };
-    let both: Vec<_> = [closure].into_iter().chain(running).collect();
-    let told = match path_info(&both).await {
+    let needed: Vec<_> = [closure].into_iter().chain(programs).collect();
+    let all: Vec<_> = needed.iter().copied().chain(running).collect();
+    let told = match path_info(&all).await {
         // Nix tells nothing at all when one is not there: what runs may come from elsewhere.
-        Err(_) if running.is_some() => path_info(&[closure]).await,
+        Err(_) if running.is_some() => path_info(&needed).await,
         told => told,
     };
     match told {

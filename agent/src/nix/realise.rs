@@ -104,20 +104,26 @@ async fn fetch_and_check(
     running: impl Fn() -> Option<StorePath>,
     events: &mpsc::Sender<FetchEvent>,
 ) -> Result<Realised, FetchError> {
-    // When all is there, both take about as long; when it is not, Nix would only say so.
-    let before = async {
-        if is_there(&request.path) {
-            closure::ask(&request.path, running().as_ref()).await
-        } else {
-            None
-        }
+    let paths: Vec<_> = [&request.path]
+        .into_iter()
+        .chain(&request.programs)
+        .collect();
+    let place = Place::of(request);
+    let has_roots = place.prepare(&paths)?;
+    let ask = || async { closure::ask(&request.path, &request.programs, running().as_ref()).await };
+    // Nix takes its start alone about as long as its answer: where all is kept and is there, one answer will do.
+    let there = if has_roots && paths.iter().all(|path| is_there(path)) && roots::are_seen() {
+        ask().await
+    } else {
+        None
     };
-    let (fetched, before) = tokio::join!(fetch(request, events), before);
-    let fetched = fetched?;
-    // What was in the store when Nix began is what Nix told about, unless something had to come.
-    let closure = match before {
-        Some(closure) if fetched == FetchProgress::default() => Some(closure),
-        _ => closure::ask(&request.path, running().as_ref()).await,
+    let (fetched, closure) = match there {
+        Some(closure) => (FetchProgress::default(), Some(closure)),
+        None => {
+            let fetched = fetch(request, &place, has_roots, events).await;
+            place.clear();
+            (fetched?, ask().await)
+        }
     };
     if let Some(digest) = request.digest {
         closure::check(&request.path, closure.as_ref(), digest)?;
@@ -139,27 +145,20 @@ fn is_there(path: &StorePath) -> bool {
 
 async fn fetch(
     request: &RealiseRequest,
+    place: &Place,
+    has_roots: bool,
     events: &mpsc::Sender<FetchEvent>,
 ) -> Result<FetchProgress, FetchError> {
     let closure = &request.path;
-    let dir = roots_of(&request.roots, request.id);
-    // What caches told is remembered for this fetch alone: Nix would take a cache that it once reached for one
-    // that it must reach, and a path that was not there a moment ago for missing.
-    let cache = dir.join("cache");
-    let paths: Vec<_> = [closure].into_iter().chain(&request.programs).collect();
-    let has_roots = prepare(&dir, &cache, &paths).map_err(|error| {
-        FetchError::other(format!("cannot write to `{dir}`: {error}; check the disk"))
-    })?;
+    let paths = [closure].into_iter().chain(&request.programs);
     let mut command = nix("nix-store");
-    command
-        .arg("--realise")
-        .args(paths.iter().map(|path| path.as_str()));
+    command.arg("--realise").args(paths.map(StorePath::as_str));
     if !has_roots {
-        command.args(["--add-root", dir.join("closure").as_str()]);
+        command.args(["--add-root", place.roots.join(roots::CLOSURE).as_str()]);
     }
     add_options(&mut command, request);
-    command.env("XDG_CACHE_HOME", &cache);
-    command.env("NIX_CACHE_HOME", &cache);
+    command.env("XDG_CACHE_HOME", &place.cache);
+    command.env("NIX_CACHE_HOME", &place.cache);
     command.stderr(Stdio::piped());
 
     let room = Room::of_store().ok();
@@ -190,7 +189,6 @@ async fn fetch(
     if progress.now() != told.0 {
         offer(events, FetchEvent::Progress(progress.now()));
     }
-    remove(&cache);
     if status.success() {
         Ok(progress.now())
     } else {
@@ -199,30 +197,58 @@ async fn fetch(
     }
 }
 
-/// Makes the folder and, where this user may, the roots; says whether it did.
-fn prepare(dir: &Utf8Path, cache: &Utf8Path, paths: &[&StorePath]) -> std::io::Result<bool> {
-    std::fs::create_dir_all(dir)?;
-    remove(cache);
-    for (number, path) in paths.iter().enumerate() {
-        let name = match number {
-            0 => "closure".to_owned(),
-            _ => format!("program-{number}"),
-        };
-        // A root may be there before the path: it then keeps it from the first moment.
-        if !roots::link(dir, &name, path)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+/// Where a deployment keeps what it needs.
+struct Place {
+    /// Its garbage collector roots.
+    roots: Utf8PathBuf,
+    /// What caches told is remembered for this fetch alone: Nix would take a cache that it once reached for one
+    /// that it must reach, and a path that was not there a moment ago for missing.
+    cache: Utf8PathBuf,
 }
 
-/// Removes what Nix remembered about caches; what cannot be removed goes with the roots of its deployment.
-fn remove(cache: &Utf8Path) {
-    match std::fs::remove_dir_all(cache) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::debug!(%cache, %error, "cannot remove what Nix remembered about caches");
+impl Place {
+    fn of(request: &RealiseRequest) -> Self {
+        let roots = roots_of(&request.roots, request.id);
+        Self {
+            cache: roots.join("cache"),
+            roots,
         }
-        _ => {}
+    }
+
+    /// Makes the folder and, where this user may, the roots; says whether it did.
+    fn prepare(&self, paths: &[&StorePath]) -> Result<bool, FetchError> {
+        self.clear();
+        self.link(paths).map_err(|error| {
+            FetchError::other(format!(
+                "cannot write to `{}`: {error}; check the disk",
+                self.roots
+            ))
+        })
+    }
+
+    fn link(&self, paths: &[&StorePath]) -> std::io::Result<bool> {
+        std::fs::create_dir_all(&self.roots)?;
+        for (number, path) in paths.iter().enumerate() {
+            let name = match number {
+                0 => roots::CLOSURE.to_owned(),
+                _ => format!("program-{number}"),
+            };
+            // A root may be there before the path: it then keeps it from the first moment.
+            if !roots::link(&self.roots, &name, path)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Removes what Nix remembered about caches; what cannot be removed goes with the roots of its deployment.
+    fn clear(&self) {
+        match std::fs::remove_dir_all(&self.cache) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::debug!(cache = %self.cache, %error, "cannot remove what Nix remembered about caches");
+            }
+            _ => {}
+        }
     }
 }
 

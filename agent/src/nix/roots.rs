@@ -13,8 +13,12 @@ use std::process::{Command, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_protocol::{DeploymentId, StorePath};
+use rustix::fs::{FlockOperation, flock};
 
 const AUTO_ROOTS: &str = "/nix/var/nix/gcroots/auto";
+
+/// The lock of Nix's garbage collector.
+const GC_LOCK: &str = "/nix/var/nix/gc.lock";
 
 /// The root of the closure that a deployment brought; what else is in its folder is only needed while it is
 /// under way.
@@ -127,6 +131,23 @@ pub(super) fn link(dir: &Utf8Path, name: &str, path: &StorePath) -> io::Result<b
     }
 }
 
+/// Whether every garbage collector goes by the roots that are there now: none is under way that may have looked
+/// for them before.
+///
+/// A collector holds Nix's lock for itself from before it looks for roots until its end (`collectGarbage` in Nix's
+/// `gc.cc`). Not so where the lock cannot be read.
+pub(super) fn are_seen() -> bool {
+    is_free(GC_LOCK.into())
+}
+
+fn is_free(lock: &Utf8Path) -> bool {
+    match fs::File::open(lock) {
+        Ok(lock) => flock(&lock, FlockOperation::NonBlockingLockShared).is_ok(),
+        // Made by the first collector.
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 /// Keeps `path`, which something else keeps right now, as `<dir>/<name>`.
 ///
 /// Since it is kept now, a garbage collector under way cannot take it, and it does not matter that Nix is
@@ -219,5 +240,19 @@ mod tests {
             replace_link(target, &link).unwrap();
             assert_eq!(link.read_link_utf8().unwrap(), target);
         }
+    }
+
+    #[test]
+    fn a_garbage_collector_under_way_may_not_have_seen_a_new_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Utf8Path::from_path(dir.path()).unwrap().join("gc.lock");
+        assert!(is_free(&path), "none has ever run");
+        let lock = fs::File::create(&path).unwrap();
+        assert!(is_free(&path));
+        lock.lock().unwrap();
+        assert!(!is_free(&path));
+        lock.unlock().unwrap();
+        lock.lock_shared().unwrap();
+        assert!(is_free(&path), "who only wants to be seen is no collector");
     }
 }

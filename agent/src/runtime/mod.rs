@@ -236,13 +236,18 @@ impl Shell {
             }
         };
         let wake_at = self.agent.wake_at().map(|uptime| self.started + uptime);
-        let look_at = self.watch.as_ref().map(Watch::look_at);
+        let look = async {
+            match &self.watch {
+                Some(watch) => watch.is_due().await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             name = self.signals.next() => Event::Stop(name),
             event = self.broker.next() => Event::Broker(event),
             Some(news) = self.fetch_news.1.recv() => Event::Fetch(news),
             asked = self.control.next() => Event::Asked(asked),
-            () = at(look_at) => Event::Look,
+            () = look => Event::Look,
             () = at(wake_at) => Event::Wake,
             () = sleep_until(self.refresh_at) => Event::Refresh,
             () = sleep_until(self.beat_at) => Event::Beat,

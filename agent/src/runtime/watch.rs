@@ -1,21 +1,25 @@
 //! Watching the job that is under way.
 
+use std::future::pending;
 use std::time::Duration;
 
 use hoist_agent_core::{FoundJob, Input, JobEnd, JobPhase, Origin};
 use hoist_protocol::{DeploymentId, LogLine, Text};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
-use crate::job::{ConfirmBy, Job, JobError, JobResult, JobView, LogCursor, Phase};
+use crate::job::{AsyncNotice, ConfirmBy, Job, JobError, JobResult, JobView, LogCursor, Phase};
 
-/// How often a job is looked at in its first seconds,
+/// How often a job is looked at in its first seconds where the kernel does not tell that something has happened,
 const OFTEN: Duration = Duration::from_millis(5);
 
-/// and later.
+/// and later, and where it does: for the log, and for the activator's life.
 const SELDOM: Duration = Duration::from_millis(50);
 
 /// How long the first seconds are.
 const FRESH: Duration = Duration::from_secs(10);
+
+/// The shortest time between two looks, whatever happens.
+const GAP: Duration = Duration::from_millis(1);
 
 /// How long an activator may take from its start until it holds the job's lock.
 const GRACE: Duration = Duration::from_secs(3);
@@ -26,8 +30,12 @@ const LINES_A_SECOND: u32 = 200;
 
 pub(super) struct Watch {
     job: Job,
+    /// None where the kernel does not tell.
+    notice: Option<AsyncNotice>,
     activator: Activator,
     since: Instant,
+    /// When it was looked at last.
+    looked: Instant,
     next: Instant,
     phase: Option<Phase>,
     cursor: LogCursor,
@@ -84,9 +92,11 @@ impl Watch {
     pub(super) fn new(job: Job) -> Self {
         let now = Instant::now();
         Self {
+            notice: AsyncNotice::of(&job),
             job,
             activator: Activator::Started(now),
             since: now,
+            looked: now,
             next: now,
             phase: None,
             cursor: LogCursor::default(),
@@ -105,9 +115,19 @@ impl Watch {
         &self.job
     }
 
-    /// When to look next.
-    pub(super) const fn look_at(&self) -> Instant {
-        self.next
+    /// Waits until it is time to look. Can be dropped and called again at any time.
+    pub(super) async fn is_due(&self) {
+        let happened = async {
+            match &self.notice {
+                Some(notice) => notice.happened().await,
+                None => pending().await,
+            }
+            sleep_until(self.looked + GAP).await;
+        };
+        tokio::select! {
+            () = happened => {}
+            () = sleep_until(self.next) => {}
+        }
     }
 
     /// The activator was started again.
@@ -118,11 +138,15 @@ impl Watch {
     /// Looks at the job: the lines to publish, and what the core has to know.
     pub(super) fn look(&mut self, connected: bool) -> (Vec<LogLine>, Option<Input>) {
         let now = Instant::now();
+        self.looked = now;
         self.next = now
-            + if now - self.since < FRESH {
-                OFTEN
-            } else {
-                SELDOM
+            + match &self.notice {
+                Some(notice) => {
+                    notice.take();
+                    SELDOM
+                }
+                None if now - self.since < FRESH => OFTEN,
+                None => SELDOM,
             };
         let view = match self.job.view() {
             Ok(view) => view,

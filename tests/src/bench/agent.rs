@@ -11,7 +11,7 @@ use crate::bench::publisher::{Publisher, Times};
 use crate::bench::report::{Sample, table};
 use crate::closure::Closure;
 use crate::machine::Machine;
-use crate::usage::Usage;
+use crate::usage::{Usage, megabytes};
 use crate::world::{Options, Site, World};
 
 /// How long the agent is watched while nothing happens.
@@ -20,11 +20,11 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How long it is left alone before that: what follows a deployment is over by then.
 const CALM: Duration = Duration::from_secs(5);
 
-/// How often a deployment is timed.
-const DEPLOYMENTS: usize = 40;
+/// How often each kind of deployment is timed beside `nix-env --set`: what disturbs the machine disturbs all of them.
+const ROUNDS: usize = 10;
 
-/// How often one that fails is.
-const FAILURES: usize = 20;
+/// How often each is timed in a round, one closure after the other.
+const IN_ROUND: usize = 4;
 
 /// `switch-to-configuration` of a system that differs from another by its name alone.
 pub(super) const NOTHING: &str = "#!/bin/sh
@@ -49,16 +49,140 @@ pub(super) fn system(name: &str, version: &str, script: &str) -> Closure {
     }
 }
 
+/// What was timed, by round.
+#[derive(Default)]
+struct Timed {
+    nix_env: Vec<Duration>,
+    profiles: Vec<Times>,
+    systems: Vec<Times>,
+    failures: Vec<Times>,
+}
+
 /// Measures and prints.
 pub(super) fn measure() -> Result<()> {
     eprintln!(
-        "the agent: {} s idle, then {} deployments",
+        "the agent: {} deployments, then {} s idle",
+        3 * ROUNDS * IN_ROUND,
         IDLE.as_secs(),
-        2 * DEPLOYMENTS + FAILURES
     );
     let world = World::create(Site::create("bench-agent")?, Options::default())?;
     let mut machine = world.running("web-1")?;
-    let mut publisher = Publisher::connect(&world, machine.name())?;
+    let timed = deployments(&world, &machine)?;
+    sleep(CALM);
+    let pid = machine.agent()?.pid();
+    let before = Usage::of(pid)?;
+    sleep(IDLE);
+    let after = Usage::of(pid)?;
+
+    println!("## Agent\n");
+    println!(
+        "A closure that is present, an activation that does nothing. From the broker's acknowledgement to the result,\n\
+         confirmed over a fresh connection; {ROUNDS} rounds of {IN_ROUND} deployments of each kind and as many \
+         `nix-env --set`, in turn.\n"
+    );
+    let header = [
+        "ms",
+        "median (least to most)",
+        "times `nix-env --set`",
+        "goal",
+    ];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    let alone = Sample::of_times(timed.nix_env.iter().copied()).shown(1);
+    rows.push(vec![
+        "`nix-env --set` alone".to_owned(),
+        alone,
+        "1".to_owned(),
+        String::new(),
+    ]);
+    rows.extend(timed.rows("plain profile", &timed.profiles, "below 100"));
+    rows.extend(timed.rows("NixOS", &timed.systems, "below 100"));
+    rows.push(timed.row(
+        "NixOS, the activation fails, gone back",
+        &timed.failures,
+        Times::acknowledged_to_end,
+        "",
+    ));
+    println!("{}", table(&rows));
+    println!("{}", table(&idle(before, after)?));
+    Ok(())
+}
+
+impl Timed {
+    fn rows(&self, name: &str, times: &[Times], goal: &str) -> Vec<Vec<String>> {
+        let until = |state| move |times: &Times| times.until(|reached| reached == state);
+        vec![
+            self.row(name, times, Times::acknowledged_to_end, goal),
+            self.row(
+                &format!("{name}, published to `activating`"),
+                times,
+                until(State::Activating),
+                "",
+            ),
+            self.row(
+                &format!("{name}, published to `confirming`"),
+                times,
+                until(State::Confirming),
+                "",
+            ),
+        ]
+    }
+
+    fn row(
+        &self,
+        name: &str,
+        times: &[Times],
+        value: impl Fn(&Times) -> Option<Duration>,
+        goal: &str,
+    ) -> Vec<String> {
+        let values: Vec<_> = times.iter().filter_map(value).collect();
+        vec![
+            name.to_owned(),
+            Sample::of_times(values.iter().copied()).shown(1),
+            Sample::ratios(values, self.nix_env.iter().copied()).shown(2),
+            goal.to_owned(),
+        ]
+    }
+}
+
+/// What it takes while nothing happens.
+fn idle(before: Usage, after: Usage) -> Result<Vec<Vec<String>>> {
+    let seconds = IDLE.as_secs_f64();
+    let wakeups = u32::try_from(after.wakeups.saturating_sub(before.wakeups))?;
+    let file = after.resident.saturating_sub(after.anonymous);
+    let rows = [
+        ["idle", "", "goal"].map(str::to_owned),
+        [
+            "resident memory, MB".to_owned(),
+            format!("{:.1}", megabytes(after.resident)),
+            "below 10".to_owned(),
+        ],
+        [
+            "  its own".to_owned(),
+            format!("{:.1}", megabytes(after.anonymous)),
+            String::new(),
+        ],
+        [
+            "  of the program's and libraries' files".to_owned(),
+            format!("{:.1}", megabytes(file)),
+            String::new(),
+        ],
+        [
+            "wake-ups a second".to_owned(),
+            format!("{:.2}", f64::from(wakeups) / seconds),
+            "below 1".to_owned(),
+        ],
+        [
+            format!("CPU time in {seconds} s, ms"),
+            format!("{:.0}", (after.cpu - before.cpu).as_secs_f64() * 1000.0),
+            String::new(),
+        ],
+    ];
+    Ok(rows.map(|row| row.to_vec()).to_vec())
+}
+
+/// Times all of them, after once each so that nothing has to be fetched while the clock runs.
+fn deployments(world: &World, machine: &Machine) -> Result<Timed> {
+    let mut publisher = Publisher::connect(world, machine.name())?;
     let closures = [
         system("web-1", "a", NOTHING),
         system("web-1", "b", NOTHING),
@@ -71,101 +195,35 @@ pub(super) fn measure() -> Result<()> {
     let [a, b, fails, tool_1, tool_2] = &paths[..] else {
         anyhow::bail!("each closure has a path: {paths:?}");
     };
-
-    // Plain profiles first: a machine that runs a NixOS system says so in its status.
-    let tools = [tool_1, tool_2];
-    let profiles = deployments(&mut publisher, &world, tools)?;
-    let systems = deployments(&mut publisher, &world, [a, b])?;
-    let nix_env = nix_env_alone(&machine, tools)?;
-    // The first time, it is fetched.
-    publisher.deploy(&world, fails, State::Failed)?;
-    let failures = (0..FAILURES)
-        .map(|_| publisher.deploy(&world, fails, State::Failed))
-        .collect::<Result<Vec<_>>>()?;
-
-    sleep(CALM);
-    let pid = machine.agent()?.pid();
-    let before = Usage::of(pid)?;
-    sleep(IDLE);
-    let after = Usage::of(pid)?;
-
-    println!("## Agent\n");
-    let mut rows = Vec::new();
-    let mut row = |name: &str, value: String, goal: &str| {
-        rows.push(vec![name.to_owned(), value, goal.to_owned()]);
-    };
-    row("", "median (least to most)".to_owned(), "goal");
-    let nix_env = Sample::of_times(nix_env).shown(1);
-    row("`nix-env --set` alone, ms", nix_env, "");
-    for (name, times) in [("plain profile", &profiles), ("NixOS", &systems)] {
-        let name = |what: &str| format!("{name}, {what}, ms");
-        let goal = "below 100";
-        row(
-            &name("message acknowledged to confirmed result"),
-            sample(times, Times::acknowledged_to_end).shown(1),
-            goal,
-        );
-        row(
-            &name("published to confirmed result"),
-            sample(times, |times| times.until(State::is_final)).shown(1),
-            "",
-        );
-        for state in [State::Activating, State::Confirming] {
-            let until = |times: &Times| times.until(|reached| reached == state);
-            row(
-                &name(&format!("published to `{state}`")),
-                sample(times, until).shown(1),
-                "",
-            );
-        }
-    }
-    row(
-        "NixOS, the activation fails: message acknowledged to gone back, ms",
-        sample(&failures, Times::acknowledged_to_end).shown(1),
-        "",
-    );
-    row(
-        "resident memory, idle, MiB",
-        format!("{:.1}", after.mebibytes()),
-        "below 10",
-    );
-    let seconds = IDLE.as_secs_f64();
-    let wakeups = u32::try_from(after.wakeups.saturating_sub(before.wakeups))?;
-    row(
-        "wake-ups a second, idle",
-        format!("{:.2}", f64::from(wakeups) / seconds),
-        "below 1",
-    );
-    row(
-        &format!("CPU time in {seconds} s idle, ms"),
-        format!("{:.0}", (after.cpu - before.cpu).as_secs_f64() * 1000.0),
-        "",
-    );
-    println!("{}", table(&rows));
-    Ok(())
-}
-
-/// Deploys both in turn, after once each so that nothing has to be fetched while the clock runs.
-fn deployments(
-    publisher: &mut Publisher,
-    world: &World,
-    paths: [&StorePath; 2],
-) -> Result<Vec<Times>> {
-    for path in paths {
+    for path in [tool_1, tool_2, a, b] {
         publisher.deploy(world, path, State::Succeeded)?;
     }
-    let paths = paths.into_iter().cycle().take(DEPLOYMENTS);
-    paths
-        .map(|path| publisher.deploy(world, path, State::Succeeded))
-        .collect()
+    publisher.deploy(world, fails, State::Failed)?;
+
+    let mut timed = Timed::default();
+    for _ in 0..ROUNDS {
+        timed
+            .nix_env
+            .extend(nix_env_alone(machine, [tool_1, tool_2], IN_ROUND)?);
+        let mut round = |into: &mut Vec<Times>, paths: [&StorePath; 2], state| {
+            for path in paths.into_iter().cycle().take(IN_ROUND) {
+                into.push(publisher.deploy(world, path, state)?);
+            }
+            anyhow::Ok(())
+        };
+        round(&mut timed.profiles, [tool_1, tool_2], State::Succeeded)?;
+        round(&mut timed.systems, [a, b], State::Succeeded)?;
+        round(&mut timed.failures, [fails, fails], State::Failed)?;
+    }
+    Ok(timed)
 }
 
-fn sample(times: &[Times], value: impl Fn(&Times) -> Option<Duration>) -> Sample {
-    Sample::of_times(times.iter().filter_map(value))
-}
-
-/// What Nix itself takes to set a profile, measured on the machine, without the start of a shell.
-pub(super) fn nix_env_alone(machine: &Machine, paths: [&StorePath; 2]) -> Result<Vec<Duration>> {
+/// What Nix itself takes to set a profile, `times` times, measured on the machine without the start of a shell.
+pub(super) fn nix_env_alone(
+    machine: &Machine,
+    paths: [&StorePath; 2],
+    times: usize,
+) -> Result<Vec<Duration>> {
     let [one, two] = paths;
     let script = format!(
         "for n in $(seq {}); do
@@ -175,7 +233,7 @@ pub(super) fn nix_env_alone(machine: &Machine, paths: [&StorePath; 2]) -> Result
                 echo $(($(date +%s%N) - start))
             done
         done",
-        DEPLOYMENTS / 2
+        times / 2
     );
     let said = machine.run("/bin/sh", &["-euc", &script])?.success()?;
     said.lines()

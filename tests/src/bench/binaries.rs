@@ -7,13 +7,13 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::bench::report::table;
 use crate::programs::Programs;
-use crate::usage::mebibytes;
+use crate::usage::megabytes;
 
 /// Strips copies of the programs and prints their sizes.
 pub(super) fn measure() -> Result<()> {
     let programs = Programs::find()?;
     let folder = tempfile::tempdir()?;
-    let mut rows = vec![["", "stripped, MiB", "goal"].map(str::to_owned).to_vec()];
+    let mut rows = vec![["", "stripped, MB", "goal"].map(str::to_owned).to_vec()];
     for program in [
         &programs.agent,
         &programs.publisher,
@@ -29,7 +29,7 @@ pub(super) fn measure() -> Result<()> {
             .status()
             .context("cannot run `strip` (of the package binutils)")?;
         ensure!(status.success(), "{program} cannot be stripped");
-        let size = mebibytes(fs::metadata(&copy)?.len());
+        let size = megabytes(fs::metadata(&copy)?.len());
         let goal = if *program == programs.agent {
             "below 8"
         } else {

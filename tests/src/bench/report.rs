@@ -35,6 +35,15 @@ impl Sample {
         }
     }
 
+    /// How many times as much as `others` these are, one by one, in the order in which they were measured.
+    pub(super) fn ratios(
+        values: impl IntoIterator<Item = Duration>,
+        others: impl IntoIterator<Item = Duration>,
+    ) -> Self {
+        let pairs = values.into_iter().zip(others);
+        Self::new(pairs.map(|(value, other)| value.as_secs_f64() / other.as_secs_f64()))
+    }
+
     /// The median with the smallest and the largest one.
     pub(super) fn shown(&self, decimals: usize) -> String {
         let (Some(least), Some(most)) = (self.0.first(), self.0.last()) else {
@@ -177,6 +186,13 @@ mod tests {
         assert!((Sample::new([4.0, 1.0, 2.0, 9.0]).median() - 3.0).abs() < 1e-9);
         assert_eq!(Sample::new([5.0, 1.0, 2.0]).shown(1), "2.0 (1.0 to 5.0)");
         assert_eq!(Sample::new([]).shown(1), "-");
+    }
+
+    #[test]
+    fn a_ratio_is_one_of_what_was_measured_together() {
+        let ms = |times: [u64; 3]| times.map(Duration::from_millis);
+        let ratios = Sample::ratios(ms([20, 300, 40]), ms([10, 100, 10]));
+        assert_eq!(ratios.shown(1), "3.0 (2.0 to 4.0)");
     }
 
     #[test]
