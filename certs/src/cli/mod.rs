@@ -2,6 +2,8 @@
 
 mod init;
 mod issue;
+mod list;
+mod revoke;
 mod show;
 mod signing_key;
 
@@ -37,6 +39,8 @@ Examples:
   hoist-certs issue publisher ci                           certs/publisher-ci.pem, .key
   hoist-certs signing-key ci                               certs/ci.signing-key, .pub
   hoist-certs show certs/*.pem                             whose they are, when they end
+  hoist-certs list                                         what was issued, and what became of it
+  hoist-certs revoke web-1                                 certs/crl.pem, for every broker
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
@@ -46,6 +50,9 @@ enum Command {
     Issue(issue::Issue),
     SigningKey(signing_key::SigningKeyCommand),
     Show(show::Show),
+    List(list::List),
+    Revoke(revoke::Revoke),
+    Crl(revoke::CrlCommand),
 }
 
 /// Where files go, and whether they may replace others.
@@ -83,6 +90,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Issue(command) => command.run(),
         Command::SigningKey(command) => command.run(),
         Command::Show(command) => command.run(),
+        Command::List(command) => command.run(),
+        Command::Revoke(command) => command.run(),
+        Command::Crl(command) => command.run(),
     };
     match done {
         Ok(code) => code,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_certs::authority::days;
-use hoist_certs::directory::INDEX;
+use hoist_certs::directory::{CRL, INDEX, REVOKED};
 use hoist_certs::inspect::{Found, inspect};
 use hoist_certs::program::{now, report};
 use hoist_certs::{CertificateInfo, files};
@@ -43,9 +43,9 @@ impl Show {
         let mut code = ExitCode::SUCCESS;
         let mut shown = Vec::new();
         for file in &self.files {
-            if file.file_name() == Some(INDEX) {
-                // `show certs/*` meets it, and nothing is wrong with it.
-                eprintln!("{file}: the record of what the CA has issued");
+            // `show certs/*` meets them, and nothing is wrong with them.
+            if let Some(what) = record(file) {
+                eprintln!("{file}: {what}");
                 continue;
             }
             match look(file) {
@@ -70,6 +70,16 @@ impl Show {
             }
         }
         Ok(code)
+    }
+}
+
+/// What a file of the CA's folder is that holds no certificate and no key.
+fn record(file: &Utf8Path) -> Option<&'static str> {
+    match file.file_name()? {
+        INDEX => Some("the record of what the CA has issued; `hoist-certs list` shows it"),
+        REVOKED => Some("the record of what the CA has revoked; `hoist-certs list` shows it"),
+        CRL => Some("the revocation list (CRL), for every broker"),
+        _ => None,
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Anchor {
 
 impl Anchor {
     /// Reads a CA's certificate, with what webpki makes of it.
-    pub(super) fn parse(
+    pub(crate) fn parse(
         der: &CertificateDer<'_>,
     ) -> Result<(TrustAnchor<'static>, Self), CertificateError> {
         let parsed = certificate::parse(der)?;

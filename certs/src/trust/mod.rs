@@ -305,6 +305,13 @@ impl Trust {
         all
     }
 
+    /// When the first of the CAs ends.
+    #[must_use]
+    pub fn first_end(&self) -> Option<Timestamp> {
+        let ends = self.anchors().into_iter().map(|anchor| anchor.not_after());
+        ends.min()
+    }
+
     /// The revocation lists in use.
     pub fn lists(&self) -> impl Iterator<Item = &Crl> {
         self.lists.iter().map(|(_, list)| list)

@@ -40,13 +40,13 @@ fn run(dir: &Utf8Path, args: &[&str]) -> Ran {
     }
 }
 
-fn done(dir: &Utf8Path, args: &[&str]) -> String {
+pub(crate) fn done(dir: &Utf8Path, args: &[&str]) -> String {
     let ran = run(dir, args);
     assert_eq!(ran.code, Some(0), "{args:?}: {}", ran.stderr);
     ran.stdout
 }
 
-fn failed(dir: &Utf8Path, args: &[&str]) -> String {
+pub(crate) fn failed(dir: &Utf8Path, args: &[&str]) -> String {
     let ran = run(dir, args);
     assert_eq!(ran.code, Some(1), "{args:?}: {} {}", ran.stdout, ran.stderr);
     ran.stderr
@@ -306,7 +306,7 @@ fn a_ca_whose_key_is_another_ones_issues_nothing() {
     );
 }
 
-fn show(dir: &Utf8Path, files: &[&str]) -> Vec<Value> {
+pub(crate) fn show(dir: &Utf8Path, files: &[&str]) -> Vec<Value> {
     let text = done(dir, &[&["show", "--json"], files].concat());
     serde_json::from_str(&text).unwrap()
 }

@@ -6,6 +6,7 @@ mod cli;
 mod credentials;
 mod diagnosis;
 mod handshake;
+mod revocation;
 
 use camino::Utf8PathBuf;
 use hoist_protocol::{AgentName, FleetName};

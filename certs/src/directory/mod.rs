@@ -1,22 +1,28 @@
-//! The authority's folder: its two files, what it issued, and the index that keeps names unique.
+//! The authority's folder: its two files, what it issued, and the indexes of what was issued and revoked.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+mod index;
+mod revocation;
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_protocol::{AgentName, FleetName, KeyName, PublicKey, SigningKey, Timestamp};
 use rand::TryRng as _;
 use rand::rngs::SysRng;
-use rustix::fs::FlockOperation;
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::authority::{Authority, AuthorityError, CERTIFICATE_VALIDITY, Host, Validity};
 use crate::files::{FileError, Overwrite, Staged};
 use crate::program::now;
 use crate::role::Role;
-use crate::serial::Serial;
+
+use index::Index;
+pub use index::Issued;
+pub use revocation::{
+    CRL, CRL_VALIDITY, Listed, REVOKED, Revoked, WrittenList, issued, revoke, write_list,
+};
 
 /// The authority's certificate.
 pub const CA_CERTIFICATE: &str = "ca.pem";
@@ -64,6 +70,18 @@ pub enum DirectoryError {
         /// The line, counted from 1.
         line: usize,
     },
+    /// Nothing of that name or serial number was issued.
+    #[error("nothing that holds today was issued to `{0}`; `hoist-certs list` shows what was")]
+    NotIssued(String),
+    /// The file of the revocation list is something else.
+    #[error("`{path}` is no CRL of this CA; move it away, or use --force to replace it")]
+    ForeignList {
+        /// The file.
+        path: Utf8PathBuf,
+        /// Why not.
+        #[source]
+        source: crate::trust::CrlError,
+    },
     /// The name belongs to another role or fleet.
     #[error(
         "`{name}` was issued to {role} {name} of fleet {fleet} before; a name means one holder for ever, \
@@ -89,19 +107,6 @@ pub enum DirectoryError {
         /// When its last certificate ends.
         not_after: Timestamp,
     },
-}
-
-/// One certificate that was issued.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-struct Entry {
-    /// The serial number of the authority, so that a new authority in the same folder starts anew.
-    authority: Serial,
-    serial: Serial,
-    name: AgentName,
-    role: Role,
-    fleet: FleetName,
-    issued: Timestamp,
-    not_after: Timestamp,
 }
 
 /// What shall be issued.
@@ -224,7 +229,7 @@ pub fn issue(
     let certificate = dir.join(format!("{stem}.pem"));
     let key = dir.join(format!("{stem}.key"));
 
-    let mut index = Index::open(dir)?;
+    let mut index = Index::open(&dir.join(INDEX))?;
     check_unique(&index.entries()?, &authority, request, fleet, overwrite)?;
     if overwrite == Overwrite::No {
         refuse_existing(&[&certificate, &key])?;
@@ -239,7 +244,7 @@ pub fn issue(
         role => authority.issue_in(fleet, role, name, hosts, validity),
     }?;
     // The index first: a certificate that exists and is not in it could be issued again to another role.
-    index.append(&Entry {
+    index.append(&Issued {
         authority: authority.serial().clone(),
         serial: issued.serial.clone(),
         name: request.name.clone(),
@@ -261,14 +266,14 @@ pub fn issue(
 }
 
 fn check_unique(
-    entries: &[Entry],
+    entries: &[Issued],
     authority: &Authority,
     request: &Request,
     fleet: &FleetName,
     overwrite: Overwrite,
 ) -> Result<(), DirectoryError> {
     let ours =
-        |entry: &&Entry| entry.authority == *authority.serial() && entry.name == request.name;
+        |entry: &&Issued| entry.authority == *authority.serial() && entry.name == request.name;
     for entry in entries.iter().filter(ours) {
         if entry.role != request.role || entry.fleet != *fleet {
             return Err(DirectoryError::NameTaken {
@@ -309,81 +314,4 @@ fn write_pair(
     let staged_public = Staged::public(public, public_text.as_bytes())?;
     staged_secret.commit(overwrite)?;
     staged_public.commit(overwrite)
-}
-
-/// The index, locked against another `hoist-certs` for as long as this lives.
-struct Index {
-    path: Utf8PathBuf,
-    file: File,
-}
-
-impl Index {
-    fn open(dir: &Utf8Path) -> Result<Self, DirectoryError> {
-        let path = dir.join(INDEX);
-        let open = || -> io::Result<File> {
-            let file = OpenOptions::new()
-                .read(true)
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .open(&path)?;
-            rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-            Ok(file)
-        };
-        match open() {
-            Ok(file) => Ok(Self { path, file }),
-            Err(source) => Err(DirectoryError::Index { path, source }),
-        }
-    }
-
-    fn entries(&mut self) -> Result<Vec<Entry>, DirectoryError> {
-        let mut text = String::new();
-        self.file
-            .seek(io::SeekFrom::Start(0))
-            .and_then(|_| self.file.read_to_string(&mut text))
-            .map_err(|source| self.error(source))?;
-        // A line without its end was cut off by a crash, before its certificate was written.
-        let complete = text.rfind('\n').map_or(0, |end| end + 1);
-        text[..complete]
-            .lines()
-            .enumerate()
-            .map(|(n, line)| {
-                serde_json::from_str(line).map_err(|_| DirectoryError::IndexLine {
-                    path: self.path.clone(),
-                    line: n + 1,
-                })
-            })
-            .collect()
-    }
-
-    fn append(&mut self, entry: &Entry) -> Result<(), DirectoryError> {
-        let mut line = serde_json::to_vec(entry).expect("an entry is plain data");
-        line.push(b'\n');
-        self.truncate_to_last_line()
-            .and_then(|()| self.file.write_all(&line))
-            .and_then(|()| self.file.sync_all())
-            .map_err(|source| self.error(source))
-    }
-
-    fn truncate_to_last_line(&mut self) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        self.file.seek(io::SeekFrom::Start(0))?;
-        self.file.read_to_end(&mut bytes)?;
-        let complete = bytes
-            .iter()
-            .rposition(|byte| *byte == b'\n')
-            .map_or(0, |end| end + 1);
-        if complete < bytes.len() {
-            self.file
-                .set_len(u64::try_from(complete).expect("a file's length fits"))?;
-        }
-        Ok(())
-    }
-
-    fn error(&self, source: io::Error) -> DirectoryError {
-        DirectoryError::Index {
-            path: self.path.clone(),
-            source,
-        }
-    }
 }

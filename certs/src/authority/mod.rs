@@ -1,8 +1,11 @@
 //! The certificate authority: one CA for Hoist alone, and what it signs.
 
+mod crl;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use camino::Utf8Path;
@@ -25,6 +28,9 @@ use crate::pem::{self, Part, Pem, PemProblem};
 use crate::program::now;
 use crate::role::Role;
 use crate::serial::Serial;
+use crate::trust::Anchor;
+
+pub use crl::{RevocationReason, RevokedCertificate};
 
 /// How long a CA is valid unless told otherwise: ten years.
 pub const CA_VALIDITY: Duration = days(3652);
@@ -310,6 +316,30 @@ impl Authority {
         let certificate = read(CA_CERTIFICATE)?;
         pem::warn_if_readable_by_others(&dir.join(CA_KEY));
         Self::from_pem(&certificate, &read(CA_KEY)?)
+    }
+
+    /// The serial number of the authority in `dir`, which needs no private key.
+    pub(crate) fn serial_in(dir: &Utf8Path) -> Result<Serial, AuthorityError> {
+        let bytes = files::read_limited(&dir.join(CA_CERTIFICATE), MAX_LEN)
+            .map_err(AuthorityError::Read)?;
+        let file = CA_CERTIFICATE;
+        let certificates = pem::certificates_in(&bytes, Part::Ca)
+            .map_err(|source| AuthorityError::Pem { file, source })?;
+        let info = certificates.first().map(CertificateInfo::parse);
+        let info = info.and_then(Result::ok);
+        let info = info.ok_or(AuthorityError::NotOurs("it is no certificate"))?;
+        Ok(info.serial)
+    }
+
+    /// As those see it who trust it.
+    pub(crate) fn anchor(&self) -> Result<Arc<Anchor>, AuthorityError> {
+        let file = CA_CERTIFICATE;
+        let certificates = pem::certificates_in(self.certificate_pem.as_bytes(), Part::Ca)
+            .map_err(|source| AuthorityError::Pem { file, source })?;
+        let anchor = certificates.first().map(Anchor::parse);
+        let anchor = anchor.and_then(Result::ok);
+        let (_, anchor) = anchor.ok_or(AuthorityError::NotOurs("it is no certificate"))?;
+        Ok(Arc::new(anchor))
     }
 
     /// Signs a certificate for `name` in the authority's own fleet, with a new key.
