@@ -225,10 +225,8 @@ impl MachineReport {
             return joined(&parts);
         }
         let logs = format!("see `hoist logs {}`", self.agent);
-        let advice = match self.reason.map_or("", said::advice) {
-            "" => self.outcome.advice(&logs),
-            advice => advice,
-        };
+        let advice = self.reason.and_then(said::advice);
+        let advice = advice.unwrap_or_else(|| self.outcome.advice(&logs));
         format!("{reason}{}", joined(&[message, advice.to_owned()]))
     }
 }
@@ -419,8 +417,7 @@ mod tests {
             " web-2    succeeded      -        -           [units_failed] a.service failed, as before",
             " web-3    staged         -        -           the next boot brings it; `hoist status` says then what was booted",
             " web-4    dry activated  -        -           nothing was changed; `hoist logs` shows what would be",
-            " web-5    rejected       -        -           [no_agent] the closure has no agent; add Hoist's agent to the configuration, or give --allow-no-agent if that is",
-            "                                              meant",
+            " web-5    rejected       -        -           [no_agent] the closure has no agent",
             " web-6    held           -        -           held by somebody at the machine; `hoist-agent release` there ends that",
         ];
         assert_eq!(lines, expected);
@@ -441,9 +438,7 @@ mod tests {
             " web-4    dry activated  -        -           nothing was changed; `hoist logs`",
             "                                              shows what would be",
             " web-5    rejected       -        -           [no_agent] the closure has no",
-            "                                              agent; add Hoist's agent to the",
-            "                                              configuration, or give",
-            "                                              --allow-no-agent if that is meant",
+            "                                              agent",
             " web-6    held           -        -           held by somebody at the machine;",
             "                                              `hoist-agent release` there ends",
             "                                              that",

@@ -80,18 +80,15 @@ pub fn held_at_machine(until: Option<Timestamp>) -> String {
     format!("held by somebody at the machine{until}; `hoist-agent release` there ends that")
 }
 
-/// What somebody who reads this reason may want to do, if more than to read the machine's log.
+/// What somebody who reads this reason may want to do, beside what the machine's own message says: nothing where that
+/// says what to do already; none where only the machine's log may tell.
 #[must_use]
-pub const fn advice(reason: Reason) -> &'static str {
-    match reason {
+pub const fn advice(reason: Reason) -> Option<&'static str> {
+    Some(match reason {
         Reason::DigestMismatch => {
             "a binary cache or the machine has other content than what was signed: find out why before you deploy \
              with --no-digest"
         }
-        Reason::NoAgent => {
-            "add Hoist's agent to the configuration, or give --allow-no-agent if that is meant"
-        }
-        Reason::Busy => "see what else changes its system, then deploy again",
         Reason::PreSwitchCheckFailed => "nothing was activated; the log says which check failed",
         Reason::ActivationScriptFailed => "the log says which part of the script failed",
         Reason::UnitsFailed => {
@@ -104,31 +101,31 @@ pub const fn advice(reason: Reason) -> &'static str {
         Reason::BootLoaderFailed => {
             "see that its boot partition has room and is mounted, then deploy again"
         }
-        Reason::MissingPath => "push the closure to a binary cache that the machine reads",
-        Reason::UntrustedPath => {
-            "give the cache's key with --substituter-key, or configure it on the machine"
-        }
-        Reason::DiskFull => "make room on the machine, then deploy again",
         Reason::WrongKind => "see --kind",
-        Reason::UnknownDeployment => "`hoist status` and the machine's history name those it knows",
-        Reason::EpochNotAllowed => "sign with a key whose name the machine has in `epoch_keys`",
-        Reason::TooFarAhead => "see that this computer's clock and the machine's are right",
-        Reason::Expired => "deploy again, or give --expires more time",
+        Reason::NoAgent
+        | Reason::Busy
+        | Reason::MissingPath
+        | Reason::UntrustedPath
+        | Reason::DiskFull
+        | Reason::FetchFailed
+        | Reason::UnknownDeployment
+        | Reason::EpochNotAllowed
+        | Reason::TooFarAhead
+        | Reason::NotConfirmed => "",
+        Reason::Expired => "give --expires more time if that is why",
         Reason::Unverified
         | Reason::OtherMachine
         | Reason::Stale
         | Reason::Unsupported
-        | Reason::FetchFailed
         | Reason::ActivationFailed
         | Reason::ActivationTimedOut
         | Reason::HealthCheckFailed
-        | Reason::NotConfirmed
         | Reason::Interrupted
         | Reason::CommitFailed
         | Reason::ChangedByOthers
         | Reason::Internal
-        | Reason::Other => "",
-    }
+        | Reason::Other => return None,
+    })
 }
 
 fn one_line(text: &str) -> String {

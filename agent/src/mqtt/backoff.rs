@@ -39,8 +39,9 @@ pub enum End {
     Closed,
     /// The broker itself is gone.
     BrokerGone,
-    /// It ended before all was answered: what was said may be why, and not another machine.
-    Unsettled,
+    /// It ended before all was answered, or without a goodbye: what was said may be why, or the network, or a broker
+    /// that was killed and is back.
+    Broken,
 }
 
 /// Chooses the waits between tries to connect.
@@ -90,7 +91,7 @@ impl Backoff {
         match end {
             End::Closed => self.takeovers = self.takeovers.saturating_add(1),
             End::BrokerGone if !self.is_taken_over() => self.takeovers = 0,
-            End::BrokerGone | End::Unsettled => {}
+            End::BrokerGone | End::Broken => {}
         }
         if self.is_taken_over() {
             Verdict::TakenOver
@@ -307,12 +308,12 @@ mod tests {
     fn a_broker_that_closes_for_what_we_say_is_no_second_machine() {
         let mut backoff = Backoff::new(MAX);
         for _ in 0..20 {
-            let verdict = backoff.lost(Duration::ZERO, End::Unsettled);
+            let verdict = backoff.lost(Duration::ZERO, End::Broken);
             assert_eq!(verdict, Verdict::Ordinary);
         }
         // It says nothing for one either.
         for _ in 0..TAKEOVERS {
-            backoff.lost(Duration::ZERO, End::Unsettled);
+            backoff.lost(Duration::ZERO, End::Broken);
             backoff.lost(Duration::ZERO, End::Closed);
         }
         assert!(backoff.is_taken_over());

@@ -85,6 +85,17 @@ impl LinkEvent {
     }
 }
 
+/// Whether the broker has closed a connection of its own accord, with TLS's own goodbye: a process that is killed
+/// leaves none, and neither does a network that breaks.
+#[must_use]
+pub fn was_closed(error: &ConnectionError) -> bool {
+    // The end of the stream; without the goodbye rustls makes an error of it.
+    matches!(
+        error,
+        ConnectionError::MqttState(StateError::ConnectionAborted)
+    )
+}
+
 /// A connection, or one that is being made.
 #[derive(Debug)]
 pub struct Link {

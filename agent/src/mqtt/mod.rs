@@ -7,5 +7,5 @@ mod renewal;
 
 pub use backoff::{Backoff, End, Verdict, jittered};
 pub use brokers::{Brokers, BrokersError, MAX_BROKERS, Turn};
-pub use link::{Link, LinkEvent, Payload, Receipt, Target};
+pub use link::{Link, LinkEvent, Payload, Receipt, Target, was_closed};
 pub use renewal::Renewal;

@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::Changes;
 use crate::config::Settings;
 use crate::mqtt::{
-    Backoff, End, Link, LinkEvent, Payload, Receipt, Renewal, Target, Turn, Verdict,
+    Backoff, End, Link, LinkEvent, Payload, Receipt, Renewal, Target, Turn, Verdict, was_closed,
 };
 use before::Before;
 use outage::{Host, Known};
@@ -46,11 +46,11 @@ pub(super) enum BrokerEvent {
     Delivered(Vec<Told>),
     /// The way there and back was proven for this deployment.
     Reached(DeploymentId),
-    /// A try to prove it has failed.
-    Failed {
+    /// The way there and back was not proven so far.
+    Unproven {
         /// For which deployment.
         id: DeploymentId,
-        /// What every broker that was tried last said, and what to do.
+        /// What came of the last try with each broker, and what to do.
         why: String,
     },
     /// Every broker was tried in vain for this deployment.
@@ -85,8 +85,8 @@ enum Woken {
 /// A connection that has ended soon after it was made.
 struct Short {
     lasted: Duration,
-    /// Whether the broker had answered all by then.
-    was_settled: bool,
+    /// Whether the broker had answered all by then, and closed it.
+    closed: bool,
 }
 
 pub(super) struct Broker {
@@ -182,7 +182,7 @@ impl Broker {
     pub(super) async fn next(&mut self) -> BrokerEvent {
         loop {
             if let Some((id, why)) = self.reach.as_mut().and_then(Reach::news) {
-                return BrokerEvent::Failed { id, why };
+                return BrokerEvent::Unproven { id, why };
             }
             let deadline = self.reach.as_ref().and_then(Reach::deadline);
             let may_go_on = self.short.is_none();
@@ -227,6 +227,10 @@ impl Broker {
     /// Begins to connect to the broker whose turn it is.
     fn open(&mut self) {
         self.identity.look();
+        if let Some(reach) = &mut self.reach {
+            let turn = &self.turn;
+            reach.begins(turn.index(), self.settings.brokers.at(turn));
+        }
         self.link = Some(Link::open(Target {
             url: self.settings.brokers.at(&self.turn),
             machine: &self.settings.machine,
@@ -251,7 +255,8 @@ impl Broker {
             LinkEvent::Acknowledged(Receipt::None) => None,
             LinkEvent::Lost(error) => {
                 let failure = diagnose(&error, self.url());
-                self.lost(failure.kind, failure.to_string());
+                let closed = self.is_settled() && was_closed(&error);
+                self.lost(failure.kind, failure.to_string(), closed);
                 None
             }
             LinkEvent::Silent(patience) => {
@@ -260,17 +265,21 @@ impl Broker {
                 let message = format!(
                     "{url}: no answer for {seconds} s over a connection that seemed to exist; connecting anew"
                 );
-                self.lost(FailureKind::Unreachable, message);
+                self.lost(FailureKind::Unreachable, message, false);
                 None
             }
             LinkEvent::Died => {
                 let url = self.url();
                 let message =
                     format!("{url}: the MQTT client has failed, perhaps at a malformed packet");
-                self.lost(FailureKind::Lost, message);
+                self.lost(FailureKind::Lost, message, false);
                 None
             }
         }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.link.as_ref().is_some_and(Link::is_settled)
     }
 
     /// The broker has accepted the connection.
@@ -370,10 +379,11 @@ impl Broker {
     /// The link takes nothing any more.
     fn overflow(&mut self) {
         tracing::warn!(broker = %self.url(), "the broker takes no more messages; connecting anew");
-        self.ended(FailureKind::Lost);
+        self.ended(FailureKind::Lost, false);
     }
 
-    fn lost(&mut self, kind: FailureKind, message: String) {
+    /// The link is gone; `closed` when the broker had answered all and then closed it.
+    fn lost(&mut self, kind: FailureKind, message: String, closed: bool) {
         let was_connected = self.is_connected();
         if self.failures[self.turn.index()].is_news(&message) {
             tracing::warn!(was_connected, "not connected to the broker: {message}");
@@ -392,12 +402,12 @@ impl Broker {
             }
             return;
         }
-        self.ended(kind);
+        self.ended(kind, closed);
     }
 
     /// The link is gone, or of no use: when the next one is made, and to whom.
-    fn ended(&mut self, kind: FailureKind) {
-        let was_settled = self.link.take().is_some_and(|link| link.is_settled());
+    fn ended(&mut self, kind: FailureKind, closed: bool) {
+        self.link = None;
         let lasted = self.connected.take().map(|since| since.elapsed());
         // What broke by itself may have been taken over; what went silent was not.
         let lasted = lasted.filter(|_| kind == FailureKind::Lost);
@@ -410,14 +420,11 @@ impl Broker {
                 let url = self.url().clone();
                 let tls = self.identity.tls().clone();
                 self.alive.spawn(alive::is_alive(url, tls));
-                self.short = Some(Short {
-                    lasted,
-                    was_settled,
-                });
+                self.short = Some(Short { lasted, closed });
                 return;
             }
             Some(lasted) => {
-                let verdict = self.backoff.lost(lasted, End::Unsettled);
+                let verdict = self.backoff.lost(lasted, End::Broken);
                 self.turn.lost(self.backoff.is_calm());
                 verdict
             }
@@ -435,17 +442,13 @@ impl Broker {
 
     /// It is known whether the broker runs that has closed a connection soon after it was made.
     fn ended_soon(&mut self, is_alive: bool) {
-        let Some(Short {
-            lasted,
-            was_settled,
-        }) = self.short.take()
-        else {
+        let Some(Short { lasted, closed }) = self.short.take() else {
             return;
         };
-        let end = match (is_alive, was_settled) {
+        let end = match (is_alive, closed) {
             (false, _) => End::BrokerGone,
             (true, true) => End::Closed,
-            (true, false) => End::Unsettled,
+            (true, false) => End::Broken,
         };
         tracing::debug!(?end, ?lasted, "the connection did not last");
         let verdict = self.backoff.lost(lasted, end);

@@ -331,7 +331,7 @@ impl Shell {
             },
             BrokerEvent::Delivered(ids) => Input::Delivered(ids),
             BrokerEvent::Reached(id) => Input::BrokerReached { id },
-            BrokerEvent::Failed { id, why } => {
+            BrokerEvent::Unproven { id, why } => {
                 self.not_reached(id, &why);
                 return Ok(());
             }

@@ -172,6 +172,12 @@ fn cut_off(v2: &System) {
         let status = world.settled(&machine, id)?;
         assert_eq!(status.state, State::RolledBack, "{}", status.message);
         assert_eq!(status.reason, Some(Reason::NotConfirmed));
+        let broker = format!("mqtts://127.0.0.1:{}", machine.proxy().port());
+        assert!(
+            status.message.as_str().contains(&broker),
+            "it says what it tried: {}",
+            status.message
+        );
         assert_eq!(machine.current_system()?.as_ref(), Some(&v1));
         assert_eq!(machine.profile(SYSTEM_PROFILE)?.as_ref(), Some(&v1));
         assert_eq!(

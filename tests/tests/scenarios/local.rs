@@ -340,6 +340,9 @@ fn only_the_agents_user_can_reach_its_socket() {
     });
 }
 
+/// How much room is left is a matter of the host that the scenario runs on.
+const OF_THE_HOST: [&str; 3] = ["store disk", "state disk", "boot disk"];
+
 /// What the doctor finds wrong, by the names of its checks.
 fn wrong(world: &World, machine: &Machine) -> Result<Vec<String>> {
     let finished = local(world, machine, &["doctor", "--json"])?;
@@ -364,6 +367,11 @@ fn wrong(world: &World, machine: &Machine) -> Result<Vec<String>> {
         "exit code {} with {names:?}",
         finished.code
     );
+    names.retain(|name| !OF_THE_HOST.contains(&name.as_str()));
+    if !names.is_empty() {
+        // What a failure of the scenario has to be understood by.
+        println!("wrong: {}", finished.stdout);
+    }
     Ok(names)
 }
 

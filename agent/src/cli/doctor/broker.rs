@@ -16,11 +16,12 @@ use crate::config::Settings;
 use crate::control::Connection;
 use crate::mqtt::{Link, LinkEvent, Payload, Receipt, Target};
 
-/// How long all of it may take for one broker.
-const PATIENCE: Duration = Duration::from_secs(8);
+/// How long all of it may take for one broker: longer than the client itself waits for TCP and TLS, so that it says
+/// what was missing, and on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long a TCP connection may take.
-const CONNECT: Duration = Duration::from_secs(4);
+const CONNECT: Duration = Duration::from_secs(5);
 
 /// What is found.
 pub(super) async fn look(agent: &Agent, settings: Option<&Settings>) -> Vec<Finding> {

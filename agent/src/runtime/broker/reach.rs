@@ -4,11 +4,12 @@
 //! agent hear its nonces before the activation either is proven by less: TLS, login and a granted subscription.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hoist_certs::mqtt::FailureKind;
-use hoist_protocol::{Channel, DeploymentId, SubstituterUrl};
+use hoist_protocol::{BrokerUrl, Channel, DeploymentId, SubstituterUrl};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -60,13 +61,21 @@ impl Reach {
         self.id == id
     }
 
+    /// A try with the broker of this number begins: packets that vanish are heard of late.
+    pub(super) fn begins(&mut self, broker: usize, url: &BrokerUrl) {
+        if let Entry::Vacant(vacant) = self.said.entry(broker) {
+            vacant.insert(format!("{url}: no answer so far"));
+            self.has_news = true;
+        }
+    }
+
     /// A try with the broker of this number has failed.
     pub(super) fn failed(&mut self, broker: usize, why: &str) {
         let before = self.said.insert(broker, why.to_owned());
         self.has_news |= before.as_deref() != Some(why);
     }
 
-    /// Why the tries so far have failed, when that is not told yet.
+    /// What came of the tries so far, when that is not told yet.
     pub(super) fn news(&mut self) -> Option<(DeploymentId, String)> {
         if !std::mem::take(&mut self.has_news) {
             return None;
@@ -247,7 +256,7 @@ impl Broker {
         if let Some(reach) = &mut self.reach {
             reach.failed(broker, &why);
         }
-        self.ended(FailureKind::Lost);
+        self.ended(FailureKind::Lost, false);
         None
     }
 

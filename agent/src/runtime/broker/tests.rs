@@ -200,7 +200,7 @@ async fn said(broker: &mut Broker) -> BrokerEvent {
         loop {
             match broker.next().await {
                 BrokerEvent::Connected
-                | BrokerEvent::Failed { .. }
+                | BrokerEvent::Unproven { .. }
                 | BrokerEvent::Unreachable { .. } => {}
                 event => return event,
             }

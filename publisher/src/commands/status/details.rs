@@ -38,6 +38,8 @@ pub(super) fn details(agent: &AgentName, seen: &Seen, now: Timestamp) -> String 
         let at = refused.refused_at;
         lines.add("refused", &format!("[{reason}] {message}, at {at}"));
     }
+    let broker = status.broker.as_ref().map_or("", Text::as_str);
+    lines.add("broker", broker);
     let tags: Vec<&str> = status.tags.iter().map(Tag::as_str).collect();
     lines.add("tags", &tags.join(", "));
     let keys: Vec<&str> = status.trusted_keys.iter().map(AsRef::as_ref).collect();
@@ -67,7 +69,7 @@ fn deployment(lines: &mut Lines, status: &Status) {
     match status.reason {
         Some(reason) => {
             lines.add("message", &format!("[{reason}] {}", status.message));
-            lines.add("advice", said::advice(reason));
+            lines.add("advice", said::advice(reason).unwrap_or_default());
         }
         None => lines.add("message", status.message.as_str()),
     }
@@ -165,6 +167,7 @@ mod tests {
         report.held = true;
         report.reboot_reasons = vec![RebootReason::Kernel];
         report.warnings = vec![Text::lossy("the certificate ends in 3 days")];
+        report.broker = Some(Text::lossy("mqtts://broker-2.example.org:8883"));
         report.tags = vec![Tag::new("rack:7").unwrap(), Tag::new("web").unwrap()];
         let seen = Seen {
             status: Some(report),
@@ -189,6 +192,7 @@ web-1
   held          held by somebody at the machine; `hoist-agent release` there ends that
   reboot        needs a reboot (kernel)
   warning       the certificate ends in 3 days
+  broker        mqtts://broker-2.example.org:8883
   tags          rack:7, web
   agent         0.1.0 on x86_64-linux
 ",
@@ -199,22 +203,36 @@ web-1
 
     #[test]
     fn a_reason_comes_with_what_to_do() {
-        let mut report = status(order(5), State::Rejected);
-        report.reason = Some(Reason::NoAgent);
-        report.message = Text::lossy("the closure has\nno agent");
+        let mut report = status(order(5), State::RolledBack);
+        report.reason = Some(Reason::UnitsFailed);
+        report.message = Text::lossy("these units\nfailed: a.service");
         let seen = Seen {
             status: Some(report),
             ..Seen::default()
         };
         let shown = details(&machine("web-1").agent, &seen, Timestamp::from_ms(5));
         assert!(
-            shown.contains("\n  message       [no_agent] the closure has no agent\n"),
+            shown.contains("\n  message       [units_failed] these units failed: a.service\n"),
             "{shown}"
         );
         assert!(
-            shown.contains("\n  advice        add Hoist's agent"),
+            shown.contains("\n  advice        the log names the units"),
             "{shown}"
         );
         assert!(shown.contains("never connected"), "{shown}");
+    }
+
+    #[test]
+    fn what_a_machine_says_itself_is_not_said_twice() {
+        let mut report = status(order(5), State::Rejected);
+        report.reason = Some(Reason::NoAgent);
+        report.message = Text::lossy("it has no agent; deploy with --allow-no-agent");
+        let seen = Seen {
+            status: Some(report),
+            ..Seen::default()
+        };
+        let shown = details(&machine("web-1").agent, &seen, Timestamp::from_ms(5));
+        assert_eq!(shown.matches("--allow-no-agent").count(), 1, "{shown}");
+        assert!(!shown.contains("advice"), "{shown}");
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use anyhow::{Result, bail, ensure};
-use hoist_protocol::State;
+use hoist_protocol::{Reason, State};
 use hoist_tests::machine::SYSTEM_PROFILE;
 
 use super::expected::Expected;
@@ -40,11 +40,6 @@ pub(super) fn try_out(
     let new = closures.of(phase)?.clone();
     let old = subject.runs.clone();
     let before = subject.machine.activations()?.len();
-    if fault == Fault::Broker {
-        // Five deaths of the broker in a few seconds would look to it like another machine with its certificate.
-        subject.machine.stop_agent()?;
-        subject.machine.start_agent()?;
-    }
 
     let (id, hold) = phase.reach(subject, &new)?;
     fault.strike(subject, phase, id, hold)?;
@@ -64,6 +59,13 @@ pub(super) fn try_out(
         status.state,
         status.message
     );
+    if fault == Fault::ClockBehind && status.reason == Some(Reason::NotConfirmed) {
+        let message = status.message.as_str();
+        ensure!(
+            message.contains("not valid before") && message.contains("this machine's clock says"),
+            "it does not say why it was not confirmed: {message}"
+        );
+    }
     subject.runs = if forward { new.clone() } else { old.clone() };
     let machine = &subject.machine;
     let path = Some(&subject.runs.path);
