@@ -1,6 +1,7 @@
 //! The desired state of one machine: what a deployment says.
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::order::{DeploymentId, Order};
 use crate::target::{Target, TargetError};
@@ -22,6 +23,19 @@ pub struct Provenance {
     pub actor: Option<Text<128>>,
     /// What it is for.
     pub message: Option<Text<512>>,
+    /// The rollout that it is part of.
+    pub rollout: Option<Rollout>,
+}
+
+/// Where a deployment stands in a rollout, which brings machine after machine to the same.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Rollout {
+    /// What the rollout is called: a UUID, version 7 as Hoist makes them.
+    pub id: Uuid,
+    /// In which batch, counted from 1.
+    pub batch: u16,
+    /// Of how many.
+    pub batches: u16,
 }
 
 /// The parts of a [`Deployment`], not yet checked against each other.
@@ -62,6 +76,14 @@ pub enum DeploymentError {
     /// It would cancel itself.
     #[error("the deployment cancels itself")]
     CancelsItself,
+    /// Its batch is none of its rollout's.
+    #[error("the deployment is in batch {batch} of a rollout of {batches}")]
+    Batch {
+        /// The batch, counted from 1.
+        batch: u16,
+        /// How many there are.
+        batches: u16,
+    },
 }
 
 /// The whole desired state of one machine.
@@ -93,6 +115,11 @@ impl Deployment {
         }
         if parts.cancels == Some(parts.order.id) {
             return Err(DeploymentError::CancelsItself);
+        }
+        if let Some(Rollout { batch, batches, .. }) = parts.provenance.rollout
+            && !(1..=batches).contains(&batch)
+        {
+            return Err(DeploymentError::Batch { batch, batches });
         }
         target.check()?;
         Ok(Self(parts))

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use hoist_protocol::{
     Action, AgentName, CacheKey, ClosureFile, Deployment, DeploymentId, DeploymentParts, Endpoint,
     FleetName, Goal, HealthCheck, History, HttpUrl, KeyName, Kind, LogLine, Machine, Order, Probe,
-    ProfileName, Provenance, PublicKey, RollbackTo, SigningKey, Specialisation, State, Status,
-    StorePath, SubstituterUrl, System, Target, Text, Timestamp, TrustedKeys, TrustedKeysError,
-    UnitName, UnitsFailed, VerifyError, sign,
+    ProfileName, Provenance, PublicKey, RollbackTo, Rollout, SigningKey, Specialisation, State,
+    Status, StorePath, SubstituterUrl, System, Target, Text, Timestamp, TrustedKeys,
+    TrustedKeysError, UnitName, UnitsFailed, VerifyError, sign,
 };
 use proptest::prelude::*;
 
@@ -79,6 +79,11 @@ fn full_parts() -> DeploymentParts {
             run_url: Some(Text::new("https://ci.example.org/1").unwrap()),
             actor: Some(Text::new("alice").unwrap()),
             message: Some(Text::new("second try").unwrap()),
+            rollout: Some(Rollout {
+                id: id(4).as_uuid(),
+                batch: 2,
+                batches: 5,
+            }),
         },
     }
 }

@@ -10,8 +10,9 @@ use hoist_protocol::AgentName;
 use crate::commands::{self, CommandError};
 use crate::console::print;
 use crate::duration;
-use crate::flags::{ActivationArgs, CheckArgs};
+use crate::flags::{ActivationArgs, CheckArgs, RolloutArgs, SelectionArgs};
 use crate::outcome::{EXIT_CODES, Exit};
+use crate::select::{SELECTION_HELP, Selector};
 use crate::settings::{Flags, SigningFlags};
 
 const EXAMPLES: &str = "\
@@ -40,7 +41,12 @@ Examples:
   hoist deploy spec.json --spread 30m
                                    a large fleet, not all at once
   hoist deploy spec.json --require-digest
-                                   nothing that a binary cache could have changed unnoticed";
+                                   nothing that a binary cache could have changed unnoticed
+  hoist deploy spec.json --canary 1 --batch 20% --bake 5m --max-failed 5% --on-failure rollback
+                                   one machine, then a fifth of them at a time; five minutes of being well
+                                   before the next; back again when more than a twentieth has failed
+  hoist deploy spec.json --agent '@web&!eu-*' --where state=failed --dry-run
+                                   which of the web servers outside of eu- that would try again";
 
 /// Deploys fleets of Nix machines over MQTT
 #[derive(Debug, Parser)]
@@ -57,9 +63,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Deploy what a spec says, and follow the machines
-    #[command(after_help = format!("{DEPLOY_EXAMPLES}\n\n{EXIT_CODES}"))]
+    #[command(after_help = format!("{DEPLOY_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
     Deploy(DeployArgs),
     /// Show where machines stand; of those that are named, all that they say
+    #[command(after_help = SELECTION_HELP)]
     Status(StatusArgs),
     /// Show the end of what a machine's newest deployment said, or with --follow what it says
     Logs(LogsArgs),
@@ -94,9 +101,23 @@ pub struct DeployArgs {
     /// {"x86_64-linux": "/nix/store/…"}}; `-` is standard input. In place of a path there may be an object
     /// with a path and what the flags below say, for this machine: {"path": "/nix/store/…", "action": "boot"}
     pub spec: Utf8PathBuf,
-    /// Deploy only this machine of the spec, more than once for several
-    #[arg(long = "agent", value_name = "NAME")]
-    pub agents: Vec<AgentName>,
+    /// Deploy only these machines of the spec, more than once for several: names, or a selection such as
+    /// 'web-*', '@web&!@canary', 'kind:nixos,db-1' (below)
+    #[arg(long = "agent", value_name = "SELECTION")]
+    pub agents: Vec<Selector>,
+    /// Only machines of which something holds
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+    /// Leave out machines that are offline and have not been heard of for so long
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Selection")]
+    pub stale: Option<std::time::Duration>,
+    /// Show which machines would go from what to what, and do nothing: no signing key is needed, and a monitor's
+    /// certificate is enough
+    #[arg(long, conflicts_with_all = ["wait", "is_async"])]
+    pub dry_run: bool,
+    /// Machines one after the other
+    #[command(flatten)]
+    pub rollout: RolloutArgs,
     /// How the closures are activated
     #[command(flatten)]
     pub activation: ActivationArgs,
@@ -153,9 +174,16 @@ pub struct RollbackArgs {
 /// `hoist status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// The machines, with all that they say of themselves; the whole fleet, a line for each, when none is named
-    #[arg(value_name = "AGENT")]
-    pub agents: Vec<AgentName>,
+    /// The machines: those that are named, with all that they say of themselves; a selection such as 'web-*' or
+    /// '@web&!@canary', or the whole fleet when nothing is given, a line for each
+    #[arg(value_name = "SELECTION")]
+    pub agents: Vec<Selector>,
+    /// Only machines of which something holds
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+    /// Only machines whose newest deployment did not end well
+    #[arg(long, help_heading = "Selection")]
+    pub failed: bool,
     /// Write JSON: {"schema": 1, "fleet": …, "machines": [{"agent", "presence", "status": what the machine
     /// itself last said, as it is on its `status` topic}]}
     #[arg(long)]

@@ -8,9 +8,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, sleep_until};
 
 use crate::console::Console;
+use crate::duration;
 use crate::follow::{Action, Heard, Run};
 use crate::lines_shown::LinesShown;
 use crate::link::{Event, Filter, Link, LinkError, Ticket, filters};
+use crate::rollout::{Decision, Pace, Why};
 
 /// How often the time alone may change something.
 const TICK: Duration = Duration::from_millis(100);
@@ -38,6 +40,8 @@ enum Outage {
 pub enum Stop {
     /// There is nothing left to wait for.
     Over,
+    /// A rollout goes no further.
+    Halted(Why),
     /// The time was up.
     TimeUp,
     /// The user or the system asked for it.
@@ -110,22 +114,41 @@ impl<'a> Driver<'a> {
         self.lines_shown
     }
 
-    /// Carries `run` out. `begin` is when it began.
+    /// Carries `run` out. `begin` is when it began. Its batches come as `pace` says; without it there is one.
     pub async fn drive(
         &mut self,
         run: &mut Run,
+        mut pace: Option<&mut Pace>,
         begin: Instant,
         interrupts: &mut Interrupts,
     ) -> Stop {
-        let deadline = tokio::time::Instant::from_std(begin) + self.timeout;
+        let mut deadline = tokio::time::Instant::from_std(begin) + self.timeout;
         loop {
             for action in run.actions(begin.elapsed()) {
                 self.act(run, &action);
             }
             let (at, wall) = (begin.elapsed(), now());
             self.console.show(run.published(), run.outlook(at, wall));
-            if run.is_over(at, wall) {
-                return Stop::Over;
+            match &mut pace {
+                None if run.is_over(at, wall) => return Stop::Over,
+                None => {}
+                Some(pace) => match pace.decide(run.tally(at, wall), at) {
+                    Some(Decision::Done) => return Stop::Over,
+                    Some(Decision::Stop(why)) => return Stop::Halted(why),
+                    Some(Decision::Release(batch)) => {
+                        self.release(run, pace, batch, at);
+                        deadline = tokio::time::Instant::now() + self.timeout;
+                        continue;
+                    }
+                    Some(Decision::Bake { batch, until }) => {
+                        let number = batch + 1;
+                        let bake = duration::show(until.saturating_sub(at));
+                        self.console
+                            .note(&format!("batch {number} has to stay well for {bake}"));
+                        deadline = tokio::time::Instant::from_std(begin) + until + self.timeout;
+                    }
+                    None => {}
+                },
             }
             let event = tokio::select! {
                 event = self.link.next() => event.map(Some),
@@ -138,6 +161,12 @@ impl<'a> Driver<'a> {
                 Err(error) => return Stop::Lost(error),
             }
         }
+    }
+
+    fn release(&mut self, run: &mut Run, pace: &Pace, batch: u16, at: Duration) {
+        run.release(batch, at);
+        let (number, of) = (batch + 1, pace.batches());
+        self.console.note(&format!("batch {number} of {of}"));
     }
 
     /// Handles an event and what else is there already: acknowledgements of a thousand come together.

@@ -10,6 +10,8 @@ use hoist_protocol::{
 
 use crate::duration;
 use crate::options::{ActionArg, KindArg, Options, UnitsFailedArg};
+use crate::rollout::{Division, OnFailure, Policy, Rollout, Share};
+use crate::select::Condition;
 
 /// How the closures are activated.
 #[derive(Debug, Default, Args)]
@@ -79,6 +81,66 @@ pub struct CheckArgs {
     /// A check that had failed before the activation too does not count
     #[arg(long, requires = "check")]
     pub check_only_if_held_before: bool,
+}
+
+/// Which machines are meant, of those that the spec or the fleet has.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Selection")]
+pub struct SelectionArgs {
+    /// Only machines of which this holds by their own word, more than once for several that all have to hold: such as
+    /// state=failed, kind=nixos, tag=web, version!=0.2.* (all fields below)
+    #[arg(long = "where", value_name = "FIELD=VALUE")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How a deployment reaches its machines one after the other.
+#[derive(Debug, Default, Args)]
+#[command(
+    next_help_heading = "Rollout (any of these makes the deployment one)",
+    group(ArgGroup::new("divided").args(["canary", "batch"]).multiple(true))
+)]
+pub struct RolloutArgs {
+    /// So many of the machines that are online come first, alone: a number, or a part such as 10%
+    #[arg(long, value_name = "N|P%")]
+    pub canary: Option<Share>,
+    /// So many come at a time after that; those that are offline come last of all
+    #[arg(long, value_name = "N|P%")]
+    pub batch: Option<Share>,
+    /// How long a batch must stay well before the next one comes: a machine that is lost meanwhile has failed
+    /// [default: 0s]
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, requires = "divided")]
+    pub bake: Option<Duration>,
+    /// How many machines may fail before the rollout stops. Those that are offline or held, or that somebody else
+    /// deploys to meanwhile, neither fail nor succeed [default: 0]
+    #[arg(long, value_name = "N|P%", requires = "divided")]
+    pub max_failed: Option<Share>,
+    /// How many machines have to have ended before a part of them in --max-failed is reckoned with, unless the
+    /// whole batch has [default: 5]
+    #[arg(long, value_name = "N", requires = "max_failed")]
+    pub min_sample: Option<usize>,
+    /// What is done when more have failed [default: stop]
+    #[arg(long, value_enum, value_name = "WHAT", requires = "divided")]
+    pub on_failure: Option<OnFailure>,
+}
+
+impl RolloutArgs {
+    /// The rollout that they ask for, if any.
+    #[must_use]
+    pub(crate) fn rollout(&self) -> Option<Rollout> {
+        let is_rollout = self.canary.is_some() || self.batch.is_some();
+        is_rollout.then(|| Rollout {
+            division: Division {
+                canary: self.canary,
+                batch: self.batch,
+            },
+            policy: Policy {
+                bake: self.bake.unwrap_or_default(),
+                max_failed: self.max_failed.unwrap_or(Share::Count(0)),
+                min_sample: self.min_sample.unwrap_or(5),
+            },
+            on_failure: self.on_failure.unwrap_or_default(),
+        })
+    }
 }
 
 /// A number of retries that is none, or too high.

@@ -17,7 +17,9 @@ pub mod options;
 pub mod outcome;
 pub mod plan;
 pub mod report;
+pub mod rollout;
 pub mod said;
+pub mod select;
 pub mod settings;
 pub mod snapshot;
 pub mod spec;
@@ -28,4 +30,4 @@ pub use cli::{
     DeployArgs, DeploymentArgs, DigestArgs, FollowArgs, LogsArgs, RollbackArgs, StatusArgs,
     WaitFor, main,
 };
-pub use flags::{ActivationArgs, CheckArgs};
+pub use flags::{ActivationArgs, CheckArgs, RolloutArgs, SelectionArgs};

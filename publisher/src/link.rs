@@ -22,6 +22,10 @@ use crate::settings::Caller;
 /// How often the first connection is tried before the program gives up.
 pub const FIRST_ATTEMPTS: u32 = 5;
 
+/// How long it is tried when a broker is there and ends each connection without a word: a cluster that has just lost a node was seen to need
+/// up to half a minute.
+const ELECTION: Duration = Duration::from_secs(45);
+
 /// How often in a row a broker may refuse us after it had accepted us: then the certificate was revoked, say.
 const DENIALS: u32 = 5;
 
@@ -76,7 +80,7 @@ pub enum Event {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// It did not come about.
-    #[error("cannot connect to the broker ({attempts} of {FIRST_ATTEMPTS} attempts)")]
+    #[error("cannot connect to the broker ({attempts} attempts)")]
     Connect {
         /// How often it was tried.
         attempts: u32,
@@ -133,12 +137,17 @@ impl Link {
             subscribing: HashMap::new(),
             denied_filters: HashMap::new(),
         };
+        let start = Instant::now();
         for attempts in 1.. {
             match link.next().await? {
-                Event::Disconnected(source) if is_denial(&source) || attempts >= FIRST_ATTEMPTS => {
-                    return Err(LinkError::Connect { attempts, source });
-                }
                 Event::Disconnected(failure) => {
+                    let is_electing =
+                        failure.kind == FailureKind::Lost && start.elapsed() < ELECTION;
+                    let is_hopeless = attempts >= FIRST_ATTEMPTS && !is_electing;
+                    if is_denial(&failure) || is_hopeless {
+                        let source = failure;
+                        return Err(LinkError::Connect { attempts, source });
+                    }
                     tracing::warn!("{failure}; trying again");
                 }
                 _ => break,
@@ -199,10 +208,10 @@ impl Link {
             return;
         };
         for chunk in filters.chunks(FILTERS) {
-            let names = chunk.iter().map(|filter| filter.text.clone()).collect();
+            let names = chunk.iter().map(|filter| filter.0.clone()).collect();
             let packet = chunk
                 .iter()
-                .map(|filter| rumqttc::SubscribeFilter::new(filter.text.clone(), filter.qos));
+                .map(|filter| rumqttc::SubscribeFilter::new(filter.0.clone(), QoS::AtMostOnce));
             if let Err(error) = client.try_subscribe_many(packet) {
                 return self.overrun(&error);
             }
@@ -364,30 +373,21 @@ fn is_denial(failure: &ConnectFailure) -> bool {
 }
 
 /// One topic filter of a subscription.
+///
+/// All are subscribed to at QoS 0: what comes is retained or may be lost, a session is clean, and TCP neither loses
+/// nor reorders. QoS 1 would add an acknowledgement that nobody needs, and on NATS a consumer in every replica, which
+/// takes half a second to make.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Filter {
-    text: String,
-    qos: QoS,
-}
+pub struct Filter(String);
 
 /// The filters for `channels` of the machines `agents`, or of the whole fleet when none are named or when they
 /// are many.
 #[must_use]
 pub fn filters(fleet: &FleetName, agents: &[AgentName], channels: &[Channel]) -> Vec<Filter> {
-    let filter = |text, channel| Filter {
-        text,
-        // Log lines may be lost, and must not hold up what may not.
-        qos: match channel {
-            Channel::Log | Channel::Echo => QoS::AtMostOnce,
-            Channel::Deploy | Channel::Status | Channel::Presence | Channel::History => {
-                QoS::AtLeastOnce
-            }
-        },
-    };
     if agents.is_empty() || agents.len() > SINGLE_MACHINES {
         let all = channels.iter();
         return all
-            .map(|channel| filter(fleet_filter(fleet, *channel), *channel))
+            .map(|channel| Filter(fleet_filter(fleet, *channel)))
             .collect();
     }
     agents
@@ -396,9 +396,8 @@ pub fn filters(fleet: &FleetName, agents: &[AgentName], channels: &[Channel]) ->
             let machine = Machine::new(fleet.clone(), agent.clone());
             channels
                 .iter()
-                .map(move |channel| (machine.topic(*channel).to_string(), *channel))
+                .map(move |channel| Filter(machine.topic(*channel).to_string()))
         })
-        .map(|(text, channel)| filter(text, channel))
         .collect()
 }
 
@@ -415,7 +414,7 @@ mod tests {
         let texts = |agents: &[AgentName]| -> Vec<String> {
             filters(&fleet, agents, &[Channel::Status, Channel::Log])
                 .into_iter()
-                .map(|filter| filter.text)
+                .map(|filter| filter.0)
                 .collect()
         };
         let wildcards = ["hoist/v1/prod/+/status", "hoist/v1/prod/+/log"];

@@ -104,6 +104,18 @@ pub struct Options {
     pub checks: Vec<HealthCheck>,
 }
 
+impl Options {
+    /// What of it holds for going back to what a machine ran before too: how long that may take.
+    #[must_use]
+    pub fn of_a_way_back(&self) -> Self {
+        Self {
+            activation_timeout: self.activation_timeout,
+            confirm_timeout: self.confirm_timeout,
+            ..Self::default()
+        }
+    }
+}
+
 /// What does not go together, by where it was said.
 #[derive(Debug, thiserror::Error)]
 #[error("{}{} {problem}", .agent.as_ref().map_or_else(String::new, |agent| format!("agent `{agent}`: ")), listed(.named))]

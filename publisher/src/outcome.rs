@@ -22,6 +22,8 @@ pub enum Outcome {
     Published,
     /// It did not get to the machine's topic.
     NotPublished,
+    /// The rollout ended before its batch came: nothing was published for the machine.
+    NotBegun,
     /// It could not be activated; the machine runs what it ran before.
     Failed,
     /// It was activated, did not hold, and the machine went back.
@@ -85,6 +87,7 @@ impl Outcome {
             Self::DryActivated => "dry_activated",
             Self::Published => "published",
             Self::NotPublished => "not_published",
+            Self::NotBegun => "not_begun",
             Self::Failed => "failed",
             Self::RolledBack => "rolled_back",
             Self::RollbackFailed => "rollback_failed",
@@ -115,6 +118,8 @@ impl Outcome {
         match self {
             Self::Published => Exit::Ok,
             Self::NotPublished => Exit::Error,
+            // The rollout stopped because of others, which say why.
+            Self::NotBegun => Exit::Failed,
             Self::TimedOut | Self::UnderWay => Exit::TimedOut,
             Self::Offline | Self::Held => Exit::Offline,
             // The others are the machine's own word, which means the same at the machine.
@@ -133,6 +138,7 @@ impl Outcome {
             Self::Succeeded
             | Self::Unchanged
             | Self::Published
+            | Self::NotBegun
             | Self::Superseded
             | Self::Cancelled
             | Self::TimedOut
@@ -164,7 +170,8 @@ Exit codes:
        dry activated, it said what would change)
   1    error: nothing, or not everything, was published; the message says which
   2    usage: the command line, a setting or the spec is not valid; nothing was done
-  3    failed on a machine (also: conflict, and rollback failed, which needs somebody now)
+  3    failed on a machine (also: conflict, and rollback failed, which needs somebody now), or the rollout
+       stopped before a machine's batch came
   4    rolled back on a machine: it runs what it ran before
   5    rejected by a machine
   6    timed out: a machine was still under way, or silent
@@ -214,6 +221,7 @@ mod tests {
         let graver_first = [
             (Outcome::NotPublished, 1),
             (Outcome::Failed, 3),
+            (Outcome::NotBegun, 3),
             (Outcome::RolledBack, 4),
             (Outcome::Rejected, 5),
             (Outcome::Expired, 9),

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use hoist_protocol::{
     Deployment, DeploymentError, DeploymentId, DeploymentParts, KnownOrders, Machine, Order,
-    Provenance, SequenceError, SignError, SigningKey, Target, Text, Timestamp, digest, sign,
+    Provenance, Rollout, SequenceError, SignError, SigningKey, Target, Text, Timestamp, digest,
+    sign,
 };
 
 /// Why a deployment cannot be made.
@@ -58,7 +59,7 @@ pub struct Signed {
 }
 
 impl Orders<'_> {
-    /// Orders, builds and signs the deployment of `target` on `machine`.
+    /// Orders, builds and signs the deployment of `target` on `machine`, alone or as part of a rollout.
     ///
     /// # Errors
     /// [`PlanError`]
@@ -68,6 +69,7 @@ impl Orders<'_> {
         target: Target,
         known: KnownOrders,
         id: DeploymentId,
+        rollout: Option<Rollout>,
     ) -> Result<Signed, PlanError> {
         let order = self.order(known, id)?;
         let deployment = Deployment::new(DeploymentParts {
@@ -78,7 +80,10 @@ impl Orders<'_> {
             target,
             held: false,
             cancels: None,
-            provenance: self.provenance.clone(),
+            provenance: Provenance {
+                rollout,
+                ..self.provenance.clone()
+            },
         })
         .map_err(PlanError::Deployment)?;
         let envelope = sign(&deployment, self.keys).map_err(PlanError::Sign)?;
@@ -127,7 +132,7 @@ mod tests {
             now: NOW,
         };
         let goal = Goal::Rollback(RollbackTo::Deployment(id(1)));
-        orders.sign(machine("web-1"), Target::new(goal), known, id(9))
+        orders.sign(machine("web-1"), Target::new(goal), known, id(9), None)
     }
 
     #[test]

@@ -5,9 +5,11 @@
 //! ```json
 //! { "schema": 1, "command": "deploy", "fleet": "prod", "exit_code": 4, "seconds": 12.5,
 //!   "interrupted": false, "warnings": ["…"],
+//!   "rollout": { "id": "…", "batches": 4, "batch": 2, "stopped": true },
 //!   "machines": [ { "agent": "web-1", "outcome": "rolled_back", "reason": "health_check_failed",
 //!     "message": "…", "id": "…", "epoch": 0, "sequence": 1795000000000, "expires": "…", "path": "/nix/store/…",
 //!     "digest": "a1ff…", "previous_path": "…", "current_path": "…", "superseded_by": null, "kind": "nixos",
+//!     "batch": 2, "sent_back": "…",
 //!     "closure_size": 1300000000, "fetched_bytes": 12000000, "needs_reboot": true, "reboot_reasons": ["kernel"],
 //!     "changes": { "packages_added": 0, "packages_removed": 0, "packages_changed": 3, "size_difference": 12582912,
 //!       "packages": [ { "name": "openssl", "from": "3.0.1", "to": "3.0.2" } ] },
@@ -48,10 +50,25 @@ pub struct Report {
     pub seconds: f64,
     /// Whether a signal ended it.
     pub interrupted: bool,
+    /// The rollout, when it was one.
+    pub rollout: Option<RolloutReport>,
     /// What was to be known beforehand.
     pub warnings: Vec<String>,
     /// How it ended on each machine, by name.
     pub machines: Vec<MachineReport>,
+}
+
+/// How far a rollout came.
+#[derive(Debug, Serialize)]
+pub struct RolloutReport {
+    /// What it is called; its deployments carry that.
+    pub id: uuid::Uuid,
+    /// How many batches there were.
+    pub batches: u16,
+    /// The last one that came, counted from 1.
+    pub batch: u16,
+    /// Whether it stopped because too many machines had failed.
+    pub stopped: bool,
 }
 
 /// The closure that a machine was to run; nothing where the operator named none.
@@ -104,6 +121,10 @@ pub struct MachineReport {
     pub current_path: Option<StorePath>,
     /// The deployment that took its place.
     pub superseded_by: Option<DeploymentId>,
+    /// In which batch of a rollout it came, or would have come, counted from 1.
+    pub batch: Option<u16>,
+    /// The deployment that sent the machine back because the rollout had failed.
+    pub sent_back: Option<DeploymentId>,
     /// How the closure was activated, as the machine says.
     pub kind: Option<Text<16>>,
     /// The size of the closure in the store, in bytes.
@@ -142,6 +163,8 @@ impl MachineReport {
             previous_path: said.previous_path.clone(),
             current_path: said.current_path.clone(),
             superseded_by: end.superseded_by,
+            batch: None,
+            sent_back: None,
             kind: said.kind.clone(),
             closure_size: said.closure_size,
             fetched_bytes: said.fetch.map(|fetch| fetch.fetched_bytes),
@@ -171,6 +194,8 @@ impl MachineReport {
             previous_path: None,
             current_path: None,
             superseded_by: None,
+            batch: None,
+            sent_back: None,
             kind: None,
             closure_size: None,
             fetched_bytes: None,
@@ -186,13 +211,17 @@ impl MachineReport {
     fn row(&self) -> Vec<(String, Tone)> {
         let tone = match self.outcome {
             outcome if outcome.is_good() => Tone::Good,
-            Outcome::Offline | Outcome::Held | Outcome::Superseded | Outcome::UnderWay => {
-                Tone::Mild
-            }
+            Outcome::Offline
+            | Outcome::Held
+            | Outcome::Superseded
+            | Outcome::UnderWay
+            | Outcome::NotBegun => Tone::Mild,
             _ => Tone::Bad,
         };
         let id = self.id.map_or_else(|| "-".to_owned(), DeploymentId::short);
-        let path = self.path.as_ref().map_or("-", |path| path.name());
+        // A rollback names no path; what runs then is the machine's word.
+        let path = self.path.as_ref().or(self.current_path.as_ref());
+        let path = path.map_or("-", |path| path.name());
         vec![
             (self.agent.to_string(), Tone::Plain),
             (self.outcome.to_string(), tone),
@@ -258,6 +287,7 @@ impl Report {
             exit_code: Exit::Ok.code(),
             seconds: (took.as_secs_f64() * 1000.0).round() / 1000.0,
             interrupted: false,
+            rollout: None,
             warnings,
             machines,
         }

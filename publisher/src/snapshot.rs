@@ -141,8 +141,8 @@ impl Snapshot {
     }
 
     /// Forgets the machines that are not meant: a wildcard brings all of them.
-    pub fn keep(&mut self, meant: impl Fn(&AgentName) -> bool) {
-        self.machines.retain(|agent, _| meant(agent));
+    pub fn keep(&mut self, meant: impl Fn(&AgentName, &Seen) -> bool) {
+        self.machines.retain(|agent, seen| meant(agent, seen));
     }
 
     /// Notes a message.

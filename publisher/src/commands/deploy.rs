@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use hoist_certs::Role;
 use hoist_protocol::{AgentName, ClosureDigest, Goal, StorePath, Target};
 
-use super::CommandError;
 use super::send::{Sending, Task};
+use super::{CommandError, dry_run};
 use crate::digests::{self, DigestError};
 use crate::flags::options;
 use crate::outcome::Exit;
+use crate::select::Selection;
 use crate::settings::{Flags, Settings, process_environment};
 use crate::spec::Spec;
-use crate::{DeployArgs, DigestArgs};
+use crate::{CheckArgs, DeployArgs, DigestArgs, WaitFor};
 
 /// Runs the command. Everything is checked before anything is sent.
 ///
@@ -20,7 +21,19 @@ use crate::{DeployArgs, DigestArgs};
 /// [`CommandError`]; then nothing was published.
 pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
     let settings = Settings::load(flags, &process_environment)?;
-    let spec = Spec::read(&args.spec)?.only(&args.agents)?;
+    let selection = Selection {
+        selectors: args.agents.clone(),
+        conditions: args.selection.conditions.clone(),
+        heard_within: args.stale,
+    };
+    let spec = Spec::read(&args.spec)?.only(&selection)?;
+    let rollout = args.rollout.rollout();
+    if rollout.is_some() && (args.follow.is_async || args.follow.wait == WaitFor::None) {
+        return Err(CommandError::RolloutWithoutWaiting);
+    }
+    if args.dry_run {
+        return dry_run::run(args, &settings, &spec, &selection).await;
+    }
     let caller = settings.caller("deploy", &[Role::Publisher])?;
     let keys = settings.keys(&args.signing)?;
     let mut targets = targets(args, &spec, &settings)?;
@@ -31,7 +44,9 @@ pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> 
         Told::Note(note) => sending.notes.push(note),
         Told::Warning(warning) => sending.warnings.push(warning),
     }
-    sending.run(Task::Targets(targets)).await
+    sending.rollout = rollout;
+    sending.way_back = options(&args.activation, &CheckArgs::default()).of_a_way_back();
+    sending.run(Task::Targets(targets, selection)).await
 }
 
 fn targets(

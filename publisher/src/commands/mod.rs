@@ -1,9 +1,11 @@
 //! The commands, one file each, and what they share.
 
 pub mod deploy;
+mod dry_run;
 pub mod logs;
 mod provenance;
 pub mod rollback;
+mod rolling;
 mod send;
 pub mod status;
 
@@ -16,7 +18,7 @@ use crate::outcome::Exit;
 use crate::plan::PlanError;
 use crate::settings::SettingsError;
 use crate::snapshot::{self, Snapshot, SnapshotError, Wanted};
-use crate::spec::{SpecError, UnknownAgent, did_you_mean};
+use crate::spec::{NotInSpec, SpecError, did_you_mean};
 
 /// Why a command ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -29,7 +31,7 @@ pub enum CommandError {
     Spec(#[from] SpecError),
     /// A machine was chosen that is not in the spec.
     #[error(transparent)]
-    NotInSpec(#[from] UnknownAgent),
+    NotInSpec(#[from] NotInSpec),
     /// What the flags and the spec ask for does not go together.
     #[error(transparent)]
     Options(#[from] OptionsError),
@@ -77,6 +79,12 @@ pub enum CommandError {
         /// The machine whose name it resembles.
         nearest: Option<String>,
     },
+    /// A rollout that waits for nobody would be none.
+    #[error(
+        "a rollout waits for the machines of a batch before the next one comes, so neither --async nor --wait none \
+         goes with --canary and --batch"
+    )]
+    RolloutWithoutWaiting,
     /// There is nothing to go back to.
     #[error(
         "`{0}` has reported no deployment that it runs, so there is nothing to go back to; name one with --to"
@@ -101,6 +109,7 @@ impl CommandError {
             | Self::Options(_)
             | Self::Plan(_)
             | Self::Provenance(..)
+            | Self::RolloutWithoutWaiting
             | Self::To(_) => Exit::Usage,
             Self::Digests(_)
             | Self::NoDigest { .. }

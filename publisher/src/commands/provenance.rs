@@ -29,6 +29,7 @@ pub(super) fn gather(
             first(&["GITHUB_ACTOR", "GITLAB_USER_LOGIN"]),
         )?,
         message: text("--message", args.message.as_ref(), None)?,
+        rollout: None,
     })
 }
 

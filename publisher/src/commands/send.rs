@@ -1,14 +1,16 @@
 //! What `deploy` and `rollback` share: connect, look, sign, publish, follow, report.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hoist_certs::program::now;
 use hoist_protocol::{
-    AgentName, Channel, DeploymentId, FORMAT, Goal, KnownOrders, Machine, Provenance, Target,
+    AgentName, Channel, DeploymentId, FORMAT, FleetName, Goal, KnownOrders, Machine, Provenance,
+    Target,
 };
 use uuid::Uuid;
 
+use super::rolling::{Divided, WayBack};
 use super::{CommandError, rollback, unknown_machine};
 use crate::console::{Console, print};
 use crate::drive::{Driver, Interrupts, Stop};
@@ -19,6 +21,8 @@ use crate::options::Options;
 use crate::outcome::{Exit, Outcome, exit_of};
 use crate::plan::{Orders, Signed};
 use crate::report::{Closure, MachineReport, Report};
+use crate::rollout::Rollout;
+use crate::select::Selection;
 use crate::settings::{Caller, Keys, process_environment};
 use crate::snapshot::{self, Seen, Snapshot, Wanted};
 use crate::{DeploymentArgs, FollowArgs, WaitFor};
@@ -28,8 +32,8 @@ const NAMED: usize = 8;
 
 /// What is to be sent.
 pub(super) enum Task {
-    /// These targets to these machines.
-    Targets(BTreeMap<AgentName, Target>),
+    /// These targets to these machines, as far as they are meant.
+    Targets(BTreeMap<AgentName, Target>, Selection),
     /// This machine back, to this deployment when one is given.
     Rollback {
         agent: AgentName,
@@ -46,6 +50,10 @@ pub(super) struct Sending<'a> {
     caller: Caller,
     keys: Keys,
     provenance: Provenance,
+    /// How the machines come one after the other; all at once without it.
+    pub(super) rollout: Option<Rollout>,
+    /// How machines go back when a rollout fails.
+    pub(super) way_back: Options,
     /// What is said before anything else.
     pub(super) notes: Vec<String>,
     /// What is warned of before anything else.
@@ -54,6 +62,7 @@ pub(super) struct Sending<'a> {
 
 /// What was made for the machines.
 struct Made {
+    divided: Option<Divided>,
     signed: Vec<Signed>,
     unsigned: Vec<MachineReport>,
     closures: BTreeMap<AgentName, Closure>,
@@ -75,14 +84,28 @@ impl<'a> Sending<'a> {
             caller,
             keys,
             provenance: super::provenance::gather(deployment, &process_environment)?,
+            rollout: None,
+            way_back: Options::default(),
             notes: Vec::new(),
             warnings: Vec::new(),
         })
     }
 
+    pub(super) const fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    pub(super) const fn fleet(&self) -> &FleetName {
+        &self.caller.fleet
+    }
+
+    pub(super) const fn timeout(&self) -> Duration {
+        self.follow.timeout
+    }
+
     /// Does it. An error means that nothing was published.
     pub(super) async fn run(self, task: Task) -> Result<Exit, CommandError> {
-        if let Task::Targets(targets) = &task {
+        if let Task::Targets(targets, _) = &task {
             self.try_to_sign(targets)?;
         }
         let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
@@ -103,6 +126,12 @@ impl<'a> Sending<'a> {
             made,
             snapshot,
         } = prepared;
+        if made.signed.is_empty() && made.unsigned.is_empty() {
+            console.note("no machine is meant by that: nothing was published");
+        }
+        if let Some(divided) = &made.divided {
+            console.note(&divided.said());
+        }
         let mut warnings = self.warnings.clone();
         warnings.extend(made.warnings.sentences());
         for warning in &warnings {
@@ -116,6 +145,12 @@ impl<'a> Sending<'a> {
             .collect();
         let all_filters = filters(&self.caller.fleet, &agents, self.channels());
         let mut run = Run::new(made.signed, self.keys.trusted.clone(), wait);
+        let mut pace = made.divided.as_ref().map(Divided::pace);
+        if let Some(divided) = &made.divided {
+            for (number, agent) in agents.iter().enumerate() {
+                run.put_off(number, divided.batch(agent));
+            }
+        }
         let run_began = Instant::now();
         for agent in &agents {
             if let Some(seen) = snapshot.machine(agent) {
@@ -129,20 +164,53 @@ impl<'a> Sending<'a> {
             &all_filters,
             self.follow.timeout,
         );
-        let stop = driver.drive(&mut run, run_began, &mut interrupts).await;
+        let mut stop = driver
+            .drive(&mut run, pace.as_mut(), run_began, &mut interrupts)
+            .await;
         let lines_shown = driver.into_lines_shown();
+        let rollout = (made.divided.as_ref().zip(pace.as_ref()))
+            .map(|(divided, pace)| divided.report(pace, &stop));
+        let mut way_back = None;
+        if let (Stop::Halted(why), Some(divided)) = (&stop, &made.divided) {
+            let why = *why;
+            if divided.goes_back() {
+                let back =
+                    self.take_back(&run, &mut link, &mut console, &all_filters, &mut interrupts);
+                way_back = Some(back.await?);
+            }
+            let sent_back = way_back.as_ref().map_or(0, WayBack::count);
+            warnings.push(divided.halted(why, sent_back));
+        }
         console.finish();
         link.close().await;
+        if let (Stop::Halted(_), Some(warning)) = (&stop, warnings.last()) {
+            console.warn(warning);
+        }
         let mut machines: Vec<MachineReport> = run
             .ends(run_began.elapsed(), now())
             .map(|(signed, end, said)| {
-                let closure = made.closures.get(&signed.machine.agent).cloned();
-                MachineReport::new(signed, end, said, closure.unwrap_or_default())
+                let agent = &signed.machine.agent;
+                let closure = made.closures.get(agent).cloned();
+                let mut machine =
+                    MachineReport::new(signed, end, said, closure.unwrap_or_default());
+                machine.batch = (made.divided.as_ref()).map(|divided| divided.part(agent).batch);
+                if let Some(way_back) = &way_back {
+                    way_back.note(&mut machine);
+                }
+                machine
             })
             .collect();
+        if let Some(WayBack {
+            stop: back @ (Stop::Interrupted | Stop::Lost(_)),
+            ..
+        }) = way_back
+        {
+            stop = back;
+        }
         machines.extend(made.unsigned);
         let fleet = self.caller.fleet.clone();
-        let report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
+        let mut report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
+        report.rollout = rollout;
         self.finish(&console, report, &stop, &lines_shown, run.published())
     }
 
@@ -164,7 +232,7 @@ impl<'a> Sending<'a> {
         }
     }
 
-    fn orders(&self) -> Orders<'_> {
+    pub(super) fn orders(&self) -> Orders<'_> {
         Orders {
             keys: &self.keys.signing,
             provenance: &self.provenance,
@@ -180,7 +248,13 @@ impl<'a> Sending<'a> {
         for (agent, target) in targets {
             let machine = Machine::new(self.caller.fleet.clone(), agent.clone());
             orders
-                .sign(machine, target.clone(), KnownOrders::default(), new_id())
+                .sign(
+                    machine,
+                    target.clone(),
+                    KnownOrders::default(),
+                    new_id(),
+                    None,
+                )
                 .map_err(CommandError::Plan)?;
         }
         Ok(())
@@ -190,7 +264,7 @@ impl<'a> Sending<'a> {
     async fn prepare(&self, task: Task, console: &Console) -> Result<Prepared, CommandError> {
         let mut link = Link::open(&self.caller).await?;
         let agents: Vec<AgentName> = match &task {
-            Task::Targets(targets) => targets.keys().cloned().collect(),
+            Task::Targets(targets, _) => targets.keys().cloned().collect(),
             Task::Rollback { agent, .. } => vec![agent.clone()],
         };
         use Channel::{Deploy, History, Presence, Status};
@@ -199,21 +273,25 @@ impl<'a> Sending<'a> {
             agents: &agents,
             // A machine without a history is nothing to wait for, unless one is chosen from it.
             channels: match task {
-                Task::Targets(_) => &[Deploy, Status, Presence],
+                Task::Targets(..) => &[Deploy, Status, Presence],
                 Task::Rollback { .. } => &[Deploy, Status, Presence, History],
             },
             filters: &filters(
                 &self.caller.fleet,
                 &agents,
                 match task {
-                    Task::Targets(_) => self.channels(),
+                    Task::Targets(..) => self.channels(),
                     Task::Rollback { .. } => &[Deploy, Status, Presence, History, Channel::Log],
                 },
             ),
         };
         let snapshot = snapshot::take(&mut link, &wanted).await?;
         let targets = match task {
-            Task::Targets(targets) => targets,
+            Task::Targets(mut targets, selection) => {
+                let at = now();
+                targets.retain(|agent, _| selection.means(agent, snapshot.machine(agent), at));
+                targets
+            }
             Task::Rollback { agent, to, options } => {
                 let Some(seen) = snapshot.machine(&agent) else {
                     return Err(unknown_machine(&mut link, &self.caller.fleet, &agent).await);
@@ -237,6 +315,7 @@ impl<'a> Sending<'a> {
     fn make(&self, targets: BTreeMap<AgentName, Target>, snapshot: &Snapshot) -> Made {
         let orders = self.orders();
         let mut made = Made {
+            divided: (self.rollout).map(|rollout| Divided::new(rollout, &targets, snapshot)),
             signed: Vec::new(),
             unsigned: Vec::new(),
             closures: BTreeMap::new(),
@@ -258,7 +337,8 @@ impl<'a> Sending<'a> {
                 made.warnings.add(warning, &agent);
             }
             let closure = Closure::of(&target);
-            match orders.sign(machine, target, known, new_id()) {
+            let part = (made.divided.as_ref()).map(|divided| divided.part(&agent));
+            match orders.sign(machine, target, known, new_id(), part) {
                 Ok(signed) => {
                     made.closures.insert(agent, closure);
                     made.signed.push(signed);
@@ -315,7 +395,7 @@ impl<'a> Sending<'a> {
         published: Published,
     ) -> Result<Exit, CommandError> {
         let exit = match stop {
-            Stop::Over | Stop::TimeUp => {
+            Stop::Over | Stop::Halted(_) | Stop::TimeUp => {
                 exit_of(&report.outcomes(), self.wait() == Some(Wait::All))
             }
             Stop::Interrupted => Exit::Interrupted,
@@ -333,7 +413,7 @@ impl<'a> Sending<'a> {
             print(&report.table()).map_err(CommandError::Output)?;
         }
         match stop {
-            Stop::Over => {}
+            Stop::Over | Stop::Halted(_) => {}
             Stop::TimeUp => console.note(&format!(
                 "the time was up after {}; {}",
                 crate::duration::show(self.follow.timeout),
@@ -357,7 +437,7 @@ impl<'a> Sending<'a> {
                 console.warn(&format!("{error}; {}", how_to_watch(&report)));
             }
         }
-        let took = std::time::Duration::from_secs_f64(report.seconds);
+        let took = Duration::from_secs_f64(report.seconds);
         console.note(&format!(
             "{} in {}",
             report.summary(),
@@ -438,6 +518,6 @@ fn how_to_watch(report: &Report) -> String {
     )
 }
 
-fn new_id() -> DeploymentId {
+pub(super) fn new_id() -> DeploymentId {
     DeploymentId::new(Uuid::now_v7())
 }

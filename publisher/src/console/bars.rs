@@ -51,9 +51,9 @@ impl Look {
                 State::Held => Self::Waiting,
                 _ => Self::Working,
             },
-            Phase::Publishing | Phase::Published | Phase::Away => Self::Waiting,
+            Phase::Queued | Phase::Publishing | Phase::Published | Phase::Away => Self::Waiting,
             Phase::Ended(outcome) if outcome.is_good() => Self::Good,
-            Phase::Ended(Outcome::Offline | Outcome::Held) => Self::Waiting,
+            Phase::Ended(Outcome::Offline | Outcome::Held | Outcome::NotBegun) => Self::Waiting,
             Phase::Ended(_) => Self::Bad,
         }
     }

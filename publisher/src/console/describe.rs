@@ -6,13 +6,14 @@ use hoist_certs::program::show_size;
 use hoist_protocol::FetchProgress;
 
 use crate::console::one_line;
-use crate::follow::{Outlook, Phase, Step};
 use crate::duration;
+use crate::follow::{Outlook, Phase, Step};
 
 /// One line, without the machine's name.
 #[must_use]
 pub fn describe(outlook: &Outlook<'_>) -> String {
     let said = match &outlook.phase {
+        Phase::Queued => "waits for its batch".to_owned(),
         Phase::Publishing => "publishing".to_owned(),
         Phase::Published => "published, waiting for the machine".to_owned(),
         Phase::Away => "offline; it gets the deployment when it returns".to_owned(),

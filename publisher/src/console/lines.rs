@@ -49,7 +49,7 @@ impl Lines {
             // That all are being published, and have been, is said once for all.
             if matches!(
                 outlook.phase,
-                Phase::Publishing | Phase::Ended(Outcome::Published)
+                Phase::Queued | Phase::Publishing | Phase::Ended(Outcome::Published)
             ) {
                 continue;
             }

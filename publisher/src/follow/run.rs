@@ -12,6 +12,7 @@ use super::delivery::{Delivery, Found, Refusal, Stage};
 use super::watch::{End, Said, Verdict, Wait, Watch};
 use crate::outcome::Outcome;
 use crate::plan::Signed;
+use crate::rollout::{Judged, Tally};
 use crate::snapshot::Seen;
 
 /// Most deployments that are on their way to the broker at the same time.
@@ -77,6 +78,8 @@ fn percent(fetch: &FetchProgress) -> Option<u8> {
 /// Where a machine stands, to be shown.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Phase {
+    /// Its batch has not come.
+    Queued,
     /// Its deployment is not yet on its topic.
     Publishing,
     /// Its deployment is there, and it has not answered.
@@ -121,6 +124,8 @@ pub struct Outlook<'a> {
 
 struct Member {
     signed: Signed,
+    /// With which batch it comes, counted from 0.
+    batch: u16,
     delivery: Delivery,
     watch: Watch,
     unreadable: bool,
@@ -136,6 +141,8 @@ struct Member {
 pub struct Run {
     members: Vec<Member>,
     numbers: HashMap<AgentName, usize>,
+    /// The last batch that has come.
+    released: u16,
     trusted: TrustedKeys,
     /// Whom to wait for; none when the run is over once all is published.
     wait: Option<Wait>,
@@ -162,6 +169,7 @@ impl Run {
                 unreadable: false,
                 before: None,
                 replaced: false,
+                batch: 0,
                 signed,
             })
             .collect();
@@ -173,6 +181,7 @@ impl Run {
         Self {
             members,
             numbers,
+            released: 0,
             trusted,
             wait,
             connected: true,
@@ -182,6 +191,63 @@ impl Run {
             window: WINDOW,
             accepted_any: false,
         }
+    }
+
+    /// Puts the machine with this number into a batch other than the first, to be published when that comes.
+    pub fn put_off(&mut self, number: usize, batch: u16) {
+        self.members[number].batch = batch;
+    }
+
+    /// The batches up to this one have come.
+    pub fn release(&mut self, batch: u16, now: Duration) {
+        for member in &mut self.members {
+            if member.batch > self.released && member.batch <= batch {
+                member.watch.begins(now);
+            }
+        }
+        self.released = self.released.max(batch);
+    }
+
+    /// The machines whose batch has come.
+    fn begun(&self) -> impl Iterator<Item = &Member> {
+        let released = self.released;
+        (self.members.iter()).filter(move |member| member.batch <= released)
+    }
+
+    /// How the machines whose batch has come stand, for who decides about the next one.
+    #[must_use]
+    pub fn tally(&self, now: Duration, wall: Timestamp) -> Tally {
+        let mut tally = Tally::default();
+        for member in self.begun() {
+            tally.add(self.judge(member, now, wall));
+        }
+        tally
+    }
+
+    fn judge(&self, member: &Member, now: Duration, wall: Timestamp) -> Judged {
+        if member.refusal().is_some() {
+            return Judged::Bad;
+        }
+        if !member.is_settled() {
+            return Judged::Open;
+        }
+        let Some(wait) = self.wait else {
+            return Judged::Good;
+        };
+        match member.watch.verdict(wait, now, wall) {
+            Verdict::Pending => Judged::Open,
+            Verdict::Away | Verdict::Held => Judged::Neither,
+            Verdict::Ended(end) => Judged::of(end.outcome, member.watch.is_lost(now)),
+        }
+    }
+
+    /// The deployments that machines run by now because of this run, to be taken back, and whether each machine is
+    /// connected.
+    pub fn moved(&self) -> impl Iterator<Item = (&Signed, Option<Presence>)> {
+        let moved = |member: &&Member| member.watch.has_moved();
+        self.begun()
+            .filter(moved)
+            .map(|member| (&member.signed, member.watch.presence()))
     }
 
     /// Takes what was known of a machine when the run began.
@@ -215,7 +281,10 @@ impl Run {
         let mut actions = Vec::new();
         let mut on_the_way = self.count(|stage| *stage == Stage::Sent);
         let mut unsent = false;
-        for (number, member) in self.members.iter_mut().enumerate() {
+        let released = self.released;
+        let begun = |member: &&mut Member| member.batch <= released;
+        let members = self.members.iter_mut().enumerate();
+        for (number, member) in members.filter(|(_, member)| begun(member)) {
             member.delivery.tick(now, self.quiet_since);
             if member.lost_to_unknown() {
                 member.watch.overtaken_by_unknown(now);
@@ -356,20 +425,20 @@ impl Run {
     /// How far the publishing is.
     #[must_use]
     pub fn published(&self) -> Published {
-        let settled = self.members.iter().filter(|member| member.is_settled());
+        let settled = self.begun().filter(|member| member.is_settled());
         let (refused, there): (Vec<_>, Vec<_>) =
             settled.partition(|member| member.refusal().is_some());
         Published {
             there: there.len(),
             refused: refused.len(),
-            of: self.members.len(),
+            of: self.begun().count(),
         }
     }
 
-    /// Whether there is nothing left to wait for.
+    /// Whether there is nothing left to wait for of the batches that have come.
     #[must_use]
     pub fn is_over(&self, now: Duration, wall: Timestamp) -> bool {
-        self.members.iter().all(|member| {
+        self.begun().all(|member| {
             member.is_settled()
                 && (member.refusal().is_some()
                     || self.wait.is_none_or(|wait| {
@@ -386,6 +455,9 @@ impl Run {
             let (phase, message) = match (member.watch.verdict(wait, now, wall), said.state) {
                 _ if member.refusal().is_some() => {
                     (Phase::Ended(Outcome::NotPublished), String::new())
+                }
+                _ if member.batch > self.released && !member.watch.is_overtaken() => {
+                    (Phase::Queued, String::new())
                 }
                 _ if self.wait.is_none() && *member.delivery.stage() == Stage::Stands => {
                     (Phase::Ended(Outcome::Published), String::new())
@@ -424,6 +496,9 @@ impl Run {
         self.members.iter().map(move |member| {
             let end = match (member.refusal(), self.wait) {
                 (Some(refusal), _) => End::new(Outcome::NotPublished, &refusal.to_string()),
+                (None, _) if member.batch > self.released && !member.watch.is_overtaken() => {
+                    End::new(Outcome::NotBegun, "the rollout ended before its batch came")
+                }
                 (None, _) if !member.is_settled() => End::new(
                     Outcome::NotPublished,
                     "the time was up before the broker showed it on its topic",

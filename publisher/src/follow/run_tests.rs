@@ -18,7 +18,7 @@ fn signed_by(key_name: &str, machine: Machine, ms: u64, n: u128) -> Signed {
     };
     let target = Target::new(Goal::Rollback(RollbackTo::Deployment(id(1))));
     orders
-        .sign(machine, target, KnownOrders::default(), id(n))
+        .sign(machine, target, KnownOrders::default(), id(n), None)
         .unwrap()
 }
 

@@ -26,6 +26,10 @@ pub const NEWER_GRACE: Duration = Duration::from_secs(3);
 /// may have made it look so.
 pub const SETTLE: Duration = Duration::from_secs(1);
 
+/// How long a machine that runs the deployment may be away before a rollout takes it for lost: longer than its agent
+/// needs to connect anew.
+const LOST: Duration = Duration::from_secs(20);
+
 /// Which machines are waited for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Wait {
@@ -218,6 +222,27 @@ impl Watch {
     #[must_use]
     pub const fn presence(&self) -> Option<Presence> {
         self.presence
+    }
+
+    /// Its deployment is published only now: a machine that seems to be away is given time from here on.
+    pub fn begins(&mut self, now: Duration) {
+        if let Some(since) = &mut self.away_since {
+            *since = now;
+        }
+    }
+
+    /// Whether it carried the deployment out and has been away for longer than an agent that only connects anew.
+    #[must_use]
+    pub fn is_lost(&self, now: Duration) -> bool {
+        let away = self.away_since.map(|since| now.saturating_sub(since));
+        self.presence == Some(Presence::Offline) && away.is_some_and(|away| away >= LOST)
+    }
+
+    /// Whether the machine runs the deployment now and ran something else before.
+    #[must_use]
+    pub fn has_moved(&self) -> bool {
+        let outcome = self.end.as_ref().map(|end| end.outcome);
+        matches!(outcome, Some(Outcome::Succeeded | Outcome::Staged)) && self.newer.is_none()
     }
 
     /// Its presence was seen.

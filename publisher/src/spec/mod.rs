@@ -28,6 +28,7 @@ use hoist_protocol::{
     limits, nearest,
 };
 
+use crate::select::{Selection, Selector};
 pub use agent::AgentSpec;
 use json::{Fields, Json};
 
@@ -264,20 +265,34 @@ impl Spec {
         self.health_check.as_ref()
     }
 
-    /// The spec of only the machines in `chosen`, or of all when nothing is chosen.
+    /// The spec of only the machines that `selection` may mean: what machines say of themselves is not known yet.
     ///
     /// # Errors
-    /// [`UnknownAgent`] when a chosen name is not in the spec.
-    pub fn only(mut self, chosen: &[AgentName]) -> Result<Self, UnknownAgent> {
-        if let Some(name) = chosen.iter().find(|name| !self.agents.contains_key(*name)) {
+    /// [`NotInSpec`] when a name, or what names are like, is not in the spec: most likely it is mistyped.
+    pub fn only(mut self, selection: &Selection) -> Result<Self, NotInSpec> {
+        let mut names = selection.selectors.iter().flat_map(Selector::names);
+        if let Some(name) = names.find(|name| !self.agents.contains_key(*name)) {
             let known = self.agents.keys().map(AgentName::as_str);
-            return Err(UnknownAgent {
+            return Err(NotInSpec::Agent {
                 nearest: nearest(name.as_str(), known).map(str::to_owned),
                 name: name.clone(),
             });
         }
-        if !chosen.is_empty() {
-            self.agents.retain(|name, _| chosen.contains(name));
+        for selector in &selection.selectors {
+            if !selector.asks_machines()
+                && !self
+                    .agents
+                    .keys()
+                    .any(|agent| selector.chooses(agent, None))
+            {
+                return Err(NotInSpec::Nobody(selector.to_string()));
+            }
+        }
+        if !selection.selectors.iter().any(Selector::asks_machines) {
+            self.agents.retain(|name, _| {
+                let mut selectors = selection.selectors.iter();
+                selection.selectors.is_empty() || selectors.any(|one| one.chooses(name, None))
+            });
         }
         Ok(self)
     }
@@ -304,14 +319,20 @@ impl Spec {
     }
 }
 
-/// A machine that was chosen by name but is not in the spec.
+/// Machines that were chosen but are not in the spec.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-#[error("agent `{name}` is not in the spec{}", did_you_mean(.nearest.as_deref()))]
-pub struct UnknownAgent {
-    /// The name.
-    pub name: AgentName,
-    /// The machine of the spec whose name it resembles.
-    pub nearest: Option<String>,
+pub enum NotInSpec {
+    /// One by its name.
+    #[error("agent `{name}` is not in the spec{}", did_you_mean(.nearest.as_deref()))]
+    Agent {
+        /// The name.
+        name: AgentName,
+        /// The machine of the spec whose name it resembles.
+        nearest: Option<String>,
+    },
+    /// Some by what their names are like.
+    #[error("no agent in the spec is chosen by `{0}`")]
+    Nobody(String),
 }
 
 fn read_file(path: &Utf8Path) -> std::io::Result<Vec<u8>> {

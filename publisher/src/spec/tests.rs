@@ -93,14 +93,31 @@ fn a_chosen_machine_that_is_not_there_is_answered_with_the_nearest() {
         r#"{{"agents": {{"web-1": "{A}", "db-1": "{B}"}}}}"#
     ))
     .unwrap();
-    let name = |name: &str| AgentName::new(name).unwrap();
-    let error = spec.clone().only(&[name("wbe-1")]).unwrap_err();
+    let only = |text: &str| {
+        spec.clone().only(&Selection {
+            selectors: text.split(' ').map(|text| text.parse().unwrap()).collect(),
+            ..Selection::default()
+        })
+    };
+    let error = only("wbe-1").unwrap_err();
     assert_eq!(
         error.to_string(),
         "agent `wbe-1` is not in the spec (did you mean `web-1`?)"
     );
-    assert_eq!(spec.clone().only(&[]).unwrap().agents().len(), 2);
-    assert_eq!(spec.only(&[name("db-1")]).unwrap().agents().len(), 1);
+    let all = spec.clone().only(&Selection::default()).unwrap();
+    assert_eq!(all.agents().len(), 2);
+    for (text, count) in [
+        ("db-1", 1),
+        ("db-*", 1),
+        ("*", 2),
+        ("db-1 web-1", 2),
+        ("@any", 2),
+        ("!db-1", 1),
+    ] {
+        assert_eq!(only(text).unwrap().agents().len(), count, "{text}");
+    }
+    let error = only("eb-*").unwrap_err().to_string();
+    assert!(error.contains("`eb-*`"), "{error}");
 }
 
 proptest! {

@@ -422,6 +422,7 @@ fn deployment(
             message: Some(Text::new(
                 "web: raise the limit of open files, and restart workers one after the other",
             )?),
+            rollout: None,
         },
     })?;
     Ok(sign(&deployment, key)?.into())

@@ -20,6 +20,7 @@ use crate::link::Link;
 use crate::outcome::Exit;
 use crate::report::SCHEMA;
 use crate::said;
+use crate::select::{Condition, Selection, Selector};
 use crate::settings::{Caller, Flags, Settings, process_environment};
 use crate::snapshot::{Seen, Snapshot};
 
@@ -36,22 +37,33 @@ pub(super) const READERS: [Role; 3] = [Role::Monitor, Role::Publisher, Role::Adm
 pub async fn run(args: &StatusArgs, flags: Flags) -> Result<Exit, CommandError> {
     let caller = Settings::load(flags, &process_environment)?
         .caller("read the state of machines", &READERS)?;
+    let selection = Selection {
+        selectors: args.agents.clone(),
+        conditions: args.selection.conditions.clone(),
+        heard_within: None,
+    };
     let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
-    let snapshot = tokio::select! {
-        snapshot = gather(&caller, &args.agents) => snapshot?,
+    let mut snapshot = tokio::select! {
+        snapshot = gather(&caller, &selection) => snapshot?,
         () = interrupts.next() => return Ok(Exit::Interrupted),
     };
+    let has_machines = !snapshot.machines().is_empty();
+    let at = now();
+    snapshot.keep(|agent, seen| {
+        selection.means(agent, Some(seen), at) && (!args.failed || has_failed(seen))
+    });
     let text = if args.json {
         json(&caller.fleet, &snapshot)
-    } else if snapshot.machines().is_empty() {
+    } else if !has_machines {
         format!(
             "no machine of the fleet `{}` has reported yet\n",
             caller.fleet
         )
-    } else if args.agents.is_empty() {
-        table(&snapshot, now(), Page::stdout())
+    } else if snapshot.machines().is_empty() {
+        "no machine is like that\n".to_owned()
+    } else if selection.only_names().is_none() {
+        table(&snapshot, at, Page::stdout())
     } else {
-        let at = now();
         let machines = snapshot.machines().iter();
         let machines: Vec<String> = machines
             .map(|(agent, seen)| details::details(agent, seen, at))
@@ -62,20 +74,22 @@ pub async fn run(args: &StatusArgs, flags: Flags) -> Result<Exit, CommandError> 
     Ok(Exit::Ok)
 }
 
-async fn gather(caller: &Caller, agents: &[AgentName]) -> Result<Snapshot, CommandError> {
+async fn gather(caller: &Caller, selection: &Selection) -> Result<Snapshot, CommandError> {
     let mut link = Link::open(caller).await?;
     let channels = [Channel::Status, Channel::Presence];
-    let mut snapshot = look(&mut link, &caller.fleet, agents, &channels).await?;
-    for agent in agents {
+    let agents = selection.only_names().unwrap_or_default();
+    let snapshot = look(&mut link, &caller.fleet, &agents, &channels).await?;
+    for agent in selection.selectors.iter().flat_map(Selector::names) {
         if !snapshot.machine(agent).is_some_and(Seen::has_reported) {
             return Err(unknown_machine(&mut link, &caller.fleet, agent).await);
         }
     }
-    if !agents.is_empty() {
-        snapshot.keep(|agent| agents.contains(agent));
-    }
     link.close().await;
     Ok(snapshot)
+}
+
+fn has_failed(seen: &Seen) -> bool {
+    seen.status.as_ref().is_some_and(Condition::is_failure)
 }
 
 fn table(snapshot: &Snapshot, now: Timestamp, page: Page) -> String {

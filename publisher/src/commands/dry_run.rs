@@ -1,0 +1,197 @@
+//! `hoist deploy --dry-run`: whom a deployment would move, from what to what. Nothing is published.
+
+use std::collections::BTreeMap;
+
+use hoist_certs::program::now;
+use hoist_protocol::{AgentName, Presence, State, StorePath};
+use serde::Serialize;
+
+use super::status::{READERS, short_path};
+use super::{CommandError, look};
+use crate::DeployArgs;
+use crate::console::print;
+use crate::console::table::{Page, Tone, render};
+use crate::drive::Interrupts;
+use crate::link::Link;
+use crate::outcome::Exit;
+use crate::report::SCHEMA;
+use crate::rollout::{Known, divide};
+use crate::select::Selection;
+use crate::settings::Settings;
+use crate::snapshot::{Seen, Snapshot};
+use crate::spec::Spec;
+
+/// What would become of a machine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Would {
+    /// It would go from what it runs to the closure.
+    Change,
+    /// It runs the closure already.
+    BeUnchanged,
+    /// It would get the deployment when it returns.
+    Wait,
+    /// It would begin when it is released.
+    BeHeld,
+    /// The machine has never reported.
+    BeUnknown,
+}
+
+impl Would {
+    fn of(seen: Option<&Seen>, path: &StorePath) -> Self {
+        let Some(seen) = seen.filter(|seen| seen.has_reported()) else {
+            return Self::BeUnknown;
+        };
+        let status = seen.status.as_ref();
+        if status.and_then(|status| status.current_path.as_ref()) == Some(path) {
+            return Self::BeUnchanged;
+        }
+        if status.is_some_and(|status| status.held || status.state == State::Held) {
+            return Self::BeHeld;
+        }
+        match seen.presence {
+            Some(Presence::Online) => Self::Change,
+            Some(Presence::Offline) | None => Self::Wait,
+        }
+    }
+
+    const fn said(self) -> (&'static str, Tone) {
+        match self {
+            Self::Change => ("changes", Tone::Good),
+            Self::BeUnchanged => ("unchanged: it runs that already", Tone::Plain),
+            Self::Wait => ("offline: it gets it when it returns", Tone::Mild),
+            Self::BeHeld => ("held: it begins when it is released", Tone::Mild),
+            Self::BeUnknown => ("never reported: is the name right?", Tone::Bad),
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    agent: AgentName,
+    would: Would,
+    presence: Option<&'static str>,
+    current_path: Option<StorePath>,
+    path: StorePath,
+    /// In which batch of the rollout, counted from 1.
+    batch: Option<u16>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CommandError`]
+pub(super) async fn run(
+    args: &DeployArgs,
+    settings: &Settings<'_>,
+    spec: &Spec,
+    selection: &Selection,
+) -> Result<Exit, CommandError> {
+    let caller = settings.caller("look at what a deployment would change", &READERS)?;
+    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
+    let agents: Vec<AgentName> = spec.agents().keys().cloned().collect();
+    let gather = async {
+        use hoist_protocol::Channel::{Presence, Status};
+        let mut link = Link::open(&caller).await?;
+        let snapshot = look(&mut link, &caller.fleet, &agents, &[Status, Presence]).await?;
+        link.close().await;
+        Ok::<_, CommandError>(snapshot)
+    };
+    let snapshot = tokio::select! {
+        snapshot = gather => snapshot?,
+        () = interrupts.next() => return Ok(Exit::Interrupted),
+    };
+    let rows = rows(args, spec, selection, &snapshot);
+    let text = if args.follow.json {
+        let document = serde_json::json!({
+            "schema": SCHEMA,
+            "command": "deploy",
+            "fleet": caller.fleet,
+            "dry_run": true,
+            "machines": rows,
+        });
+        serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
+    } else if rows.is_empty() {
+        format!("no machine of the spec is meant by {}\n", selection.shown())
+    } else {
+        table(&rows, Page::stdout())
+    };
+    print(&text).map_err(CommandError::Output)?;
+    Ok(Exit::Ok)
+}
+
+fn rows(args: &DeployArgs, spec: &Spec, selection: &Selection, snapshot: &Snapshot) -> Vec<Row> {
+    let at = now();
+    let mut rows: Vec<Row> = spec
+        .agents()
+        .iter()
+        .filter(|(agent, _)| selection.means(agent, snapshot.machine(agent), at))
+        .map(|(agent, wanted)| {
+            let seen = snapshot.machine(agent);
+            let status = seen.and_then(|seen| seen.status.as_ref());
+            Row {
+                agent: agent.clone(),
+                would: Would::of(seen, &wanted.path),
+                presence: seen.and_then(|seen| seen.presence).map(Presence::as_str),
+                current_path: status.and_then(|status| status.current_path.clone()),
+                path: wanted.path.clone(),
+                batch: None,
+            }
+        })
+        .collect();
+    if let Some(rollout) = args.rollout.rollout() {
+        let known: Vec<Known> = rows
+            .iter()
+            .map(|row| match row.would {
+                Would::BeUnchanged => Known::Done,
+                _ if row.presence == Some(Presence::Online.as_str()) => Known::Online,
+                _ => Known::Away,
+            })
+            .collect();
+        let (batches, _) = divide(rollout.division, &known);
+        for (row, batch) in rows.iter_mut().zip(batches) {
+            row.batch = Some(batch.saturating_add(1));
+        }
+        rows.sort_by_key(|row| row.batch);
+    }
+    rows
+}
+
+fn table(rows: &[Row], page: Page) -> String {
+    let is_rollout = rows.iter().any(|row| row.batch.is_some());
+    let mut header = vec!["MACHINE", "RUNS", "WOULD RUN", "THEN"];
+    if is_rollout {
+        header.insert(0, "BATCH");
+    }
+    let cells = rows.iter().map(|row| {
+        let plain = |text: String| (text, Tone::Plain);
+        let runs = row.current_path.as_ref();
+        let (said, tone) = row.would.said();
+        let mut cells = vec![
+            plain(row.agent.to_string()),
+            plain(runs.map_or_else(|| "-".to_owned(), short_path)),
+            plain(short_path(&row.path)),
+            (said.to_owned(), tone),
+        ];
+        if let Some(batch) = row.batch {
+            cells.insert(0, plain(batch.to_string()));
+        }
+        cells
+    });
+    let table = render(page, &header, cells.collect());
+    format!("{table}{}\n", summary(rows))
+}
+
+fn summary(rows: &[Row]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for row in rows {
+        let said = row.would.said().0;
+        let word = said.split(':').next().unwrap_or(said);
+        *counts.entry(word).or_default() += 1;
+    }
+    let counts: Vec<String> = counts
+        .iter()
+        .map(|(word, count)| format!("{count} {word}"))
+        .collect();
+    format!("{}; nothing was published", counts.join(", "))
+}
