@@ -13,6 +13,7 @@ mod realise;
 mod reboot;
 mod room;
 mod roots;
+mod settings;
 mod store;
 
 use std::ffi::OsString;
@@ -26,6 +27,7 @@ pub use progress::FetchEvent;
 pub use realise::{RealiseRequest, Realised, realise};
 pub(crate) use roots::{keep, replace_link, roots_of};
 pub use roots::{release_roots, roots_dir};
+pub(crate) use settings::Settings;
 pub(crate) use store::store_path_behind;
 
 /// The variables that programs started by the agent and the activator get, if they are set: what they need

@@ -161,7 +161,7 @@ async fn fetch(
     command.env("NIX_CACHE_HOME", &place.cache);
     command.stderr(Stdio::piped());
 
-    let room = Room::of_store().ok();
+    let mut room = Room::of_store().ok();
     let mut child = Group::spawn(&mut command, "nix-store")?;
     let mut progress = Progress::default();
     let mut told = (progress.now(), None::<Instant>);
@@ -175,9 +175,12 @@ async fn fetch(
         if let Some(text) = progress.line(&String::from_utf8_lossy(&line)) {
             offer(events, FetchEvent::Line(text));
         }
-        if let Some(room) = room.filter(|_| progress.needed() > needed) {
-            // Nix is killed when this returns.
-            room.check(closure.as_str(), progress.needed())?;
+        if let Some(room) = room.as_mut().filter(|_| progress.needed() > needed) {
+            // Nix is killed when this returns an error.
+            let told = room.admit(closure.as_str(), progress.needed()).await?;
+            if let Some(text) = told {
+                offer(events, FetchEvent::Line(text));
+            }
         }
         let now = progress.now();
         if now != told.0 && told.1.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY) {

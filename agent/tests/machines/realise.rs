@@ -445,6 +445,53 @@ fn a_store_that_fills_up_meanwhile_is_said_to_be_full() {
 }
 
 #[test]
+fn a_store_whose_nix_makes_room_itself_is_not_taken_for_full() {
+    inside(|machine| {
+        let cache = Cache::new(machine, "cache-1");
+        let piece = |name: &str, mib: u32| {
+            let text = format!("head -c {mib}M /dev/zero > $out");
+            machine.derive(name, "", &text)
+        };
+        let pieces = ["1", "2", "3", "4"].map(|name| piece(name, 1));
+        for piece in &pieces {
+            cache.push(piece);
+        }
+        run("nix-store", &["--gc"]);
+        run(
+            "mount",
+            &["-t", "tmpfs", "-o", "size=40m", "none", "/nix/store"],
+        );
+        // All fits, but for what is to stay free.
+        let garbage = piece("garbage", 35);
+        let server = Server::of(&cache);
+        let [path, programs @ ..] = &pieces;
+        let request = RealiseRequest {
+            programs: programs.to_vec(),
+            ..from(machine, path, &cache, &server.url)
+        };
+        // Nothing comes before it is refused.
+        server.set(Fault::Stalls);
+        fails(
+            &request,
+            Reason::DiskFull,
+            &["it needs 4 MiB", "5 MiB are free"],
+        );
+        assert!(exists(&garbage));
+
+        let conf = machine.dir().join("conf/nix.conf");
+        let frees = "min-free = 5200000\nmax-free = 99000000\nmin-free-check-interval = 0\n";
+        let settings = fs::read_to_string(&conf).unwrap();
+        fs::write(&conf, settings + frees).unwrap();
+        server.set(Fault::None);
+        let (fetched, events) = fetch(&request);
+        fetched.unwrap();
+        assert!(!exists(&garbage), "Nix made room");
+        let said = |event: &FetchEvent| matches!(event, FetchEvent::Line(line) if line.as_str().contains("`min-free`"));
+        assert_eq!(events.iter().filter(|event| said(event)).count(), 1);
+    });
+}
+
+#[test]
 fn a_missing_nix_and_a_missing_daemon_are_said_so() {
     inside(|machine| {
         let request = RealiseRequest {

@@ -1,15 +1,23 @@
 //! Whether a URL answers with success.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use hoist_protocol::HttpUrl;
-use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+use super::https::{self, Authorities};
 
 /// Asks for the URL within `limit`: any status but 200 to 299 fails, and redirections are not followed.
 ///
 /// A server's certificate is checked against the machine's own authorities.
 pub(super) fn probe(url: &HttpUrl, limit: Duration) -> Result<(), String> {
+    let trusted = match url.as_str().starts_with("https:") {
+        true => Some(https::authorities()?),
+        false => None,
+    };
+    ask(url, limit, trusted)
+}
+
+fn ask(url: &HttpUrl, limit: Duration, trusted: Option<Authorities>) -> Result<(), String> {
     let mut config = ureq::Agent::config_builder()
         .timeout_global(Some(limit))
         .max_redirects(0)
@@ -18,13 +26,13 @@ pub(super) fn probe(url: &HttpUrl, limit: Duration) -> Result<(), String> {
         // A proxy answers for the machine itself as for others: the check is about this machine.
         .proxy(None)
         .user_agent(concat!("hoist-agent/", env!("CARGO_PKG_VERSION")));
-    if url.as_str().starts_with("https:") {
-        config = config.tls_config(tls()?);
+    if let Some(trusted) = trusted {
+        config = config.tls_config(https::trusting(trusted));
     }
     let answer = ureq::Agent::new_with_config(config.build())
         .get(url.as_str())
         .call()
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| https::refusal(&error).unwrap_or_else(|| error.to_string()))?;
     let status = answer.status();
     if status.is_success() {
         return Ok(());
@@ -32,30 +40,18 @@ pub(super) fn probe(url: &HttpUrl, limit: Duration) -> Result<(), String> {
     Err(format!("it answers {status}"))
 }
 
-fn tls() -> Result<TlsConfig, String> {
-    let found = rustls_native_certs::load_native_certs();
-    if found.certs.is_empty() {
-        let why = found.errors.first().map(ToString::to_string);
-        return Err(format!(
-            "this machine has no certificate authorities: {}",
-            why.unwrap_or_else(|| "there is no such file".to_owned())
-        ));
-    }
-    let authorities = found
-        .certs
-        .iter()
-        .map(|der| Certificate::from_der(der).to_owned());
-    Ok(TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .root_certs(RootCerts::Specific(Arc::new(authorities.collect())))
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .build())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::io::{self, BufRead as _, BufReader, Read, Write};
     use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use hoist_certs::Role;
+    use hoist_certs::authority::{Authority, Host, Validity};
+    use hoist_protocol::{AgentName, FleetName, Timestamp};
+    use rustls::pki_types::pem::PemObject as _;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    use ureq::tls::Certificate;
 
     use super::*;
 
@@ -64,17 +60,59 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/health", listener.local_addr().unwrap());
         std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let request = BufReader::new(stream.try_clone().unwrap());
-            let end = request
-                .lines()
-                .find(|line| line.as_ref().unwrap().is_empty());
-            assert!(end.is_some());
-            stream.write_all(answer.as_bytes()).unwrap();
+            let (stream, _) = listener.accept().unwrap();
+            serve(stream, answer).unwrap();
         });
         HttpUrl::new(url).unwrap()
     }
 
+    /// Reads a request to its end and answers it.
+    fn serve(mut stream: impl Read + Write, answer: &str) -> io::Result<()> {
+        for line in BufReader::new(&mut stream).lines() {
+            if line?.is_empty() {
+                return stream.write_all(answer.as_bytes());
+            }
+        }
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+
+    fn authority() -> Authority {
+        Authority::create(&FleetName::new("prod").unwrap(), YEAR).unwrap()
+    }
+
+    fn trusting(authority: &Authority) -> Authorities {
+        let der = CertificateDer::from_pem_slice(authority.certificate_pem().as_bytes()).unwrap();
+        vec![Certificate::from_der(&der).to_owned()]
+    }
+
+    /// The same as [`answers`] over TLS, with a certificate for `host`.
+    fn answers_over_tls(authority: &Authority, host: &str, valid: Validity) -> HttpUrl {
+        let name = AgentName::new("web").unwrap();
+        let hosts = [host.parse::<Host>().unwrap()];
+        let issued = authority.issue(Role::Broker, &name, &hosts, valid).unwrap();
+        let certificate = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes());
+        let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes());
+        let ring = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(ring)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.unwrap()], key.unwrap())
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}/health", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let connection = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+            // Whoever does not believe the certificate goes away before it has asked.
+            let answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+            drop(serve(rustls::StreamOwned::new(connection, stream), answer));
+        });
+        HttpUrl::new(url).unwrap()
+    }
+
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+    const HOUR: Duration = Duration::from_secs(3600);
     const LIMIT: Duration = Duration::from_secs(30);
 
     #[test]
@@ -103,5 +141,36 @@ mod tests {
         let url = plain.as_str().replacen("http:", "https:", 1);
         let listener = HttpUrl::new(url).unwrap();
         assert!(probe(&listener, Duration::from_secs(5)).is_err());
+    }
+
+    #[test]
+    fn a_server_is_believed_whose_certificate_a_trusted_authority_has_issued() {
+        let authority = authority();
+        let url = answers_over_tls(&authority, "127.0.0.1", HOUR.into());
+        assert_eq!(ask(&url, LIMIT, Some(trusting(&authority))), Ok(()));
+    }
+
+    #[test]
+    fn a_server_that_is_not_believed_is_told_why() {
+        let day = |year: u64| Timestamp::from_ms((year - 1970) * 31_557_600_000);
+        let (ours, other) = (authority(), authority());
+        let over = Validity::between(day(2001), day(2002));
+        for (url, why) in [
+            (
+                answers_over_tls(&other, "127.0.0.1", HOUR.into()),
+                "no certificate authority that this machine trusts",
+            ),
+            (
+                answers_over_tls(&ours, "127.0.0.1", over),
+                "its certificate expired on 2002-01-",
+            ),
+            (
+                answers_over_tls(&ours, "web.example.org", HOUR.into()),
+                "is for web.example.org, not for `127.0.0.1`",
+            ),
+        ] {
+            let said = ask(&url, LIMIT, Some(trusting(&ours))).unwrap_err();
+            assert!(said.contains(why), "{said}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! order says so.
 
 mod http;
+mod https;
 mod tcp;
 mod unit;
 
