@@ -1,5 +1,8 @@
 //! The command line.
 
+mod export;
+mod store;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -32,6 +35,10 @@ Exit codes: 0 stopped by SIGTERM or SIGINT, 1 failed, 2 wrong usage.";
 enum Command {
     /// Run until SIGTERM or SIGINT
     Run(Box<Run>),
+    Export(Box<export::Export>),
+    Check(store::Check),
+    Backup(store::Backup),
+    Restore(store::Restore),
 }
 
 #[derive(clap::Args)]
@@ -47,8 +54,14 @@ struct Run {
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     cli.log.init(1);
-    let Command::Run(run) = cli.command;
-    match run.run() {
+    let done = match cli.command {
+        Command::Run(run) => run.run(),
+        Command::Export(export) => export.run(),
+        Command::Check(check) => check.run(),
+        Command::Backup(backup) => backup.run(),
+        Command::Restore(restore) => restore.run(),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", report(&error));
@@ -78,7 +91,15 @@ impl Run {
 
 async fn serve(settings: Settings) -> anyhow::Result<()> {
     let stop = service::stop_signal().context("cannot listen for signals")?;
+    let mut hangups = service::hangups().context("cannot listen for signals")?;
     let server = Server::bind(settings).await?;
+    let (reload, reopen) = (server.reload(), server.reopen_audit_log());
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            reload.now();
+            reopen();
+        }
+    });
     let mut stdout = std::io::stdout();
     // Who started us may have closed its end; the service goes on.
     writeln!(stdout, "ready: listening on {}", server.local_addr()).ok();

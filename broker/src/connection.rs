@@ -13,14 +13,18 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::guard::{Agents, Peer};
-use crate::hub::{Client, Hub, Number};
+use crate::detached::{Detached, Left, Place, Places};
+use crate::edge::Guest;
+use crate::guard::{Agents, Meter, Peer};
+use crate::hub::{Client, Hub, Number, TakeoverLoop};
 use crate::inbox::{Control, Event, Inbox};
-use crate::message::Message;
+use crate::message::{Message, now_ms};
+use crate::observe::{Held, Observer, Origin, Reason};
+use crate::quiet::Quiet;
 use crate::router::{Relay, Router, Watch, WatchError};
-use crate::session::{Admitted, Effect, Ended, Policy, Request, Session};
+use crate::session::{Admitted, Claim, Effect, Ended, Remains, Request, Session, Will};
 use crate::settings::Timeouts;
-use crate::store::{Outcome, Snapshot, Store};
+use crate::store::{Outcome, Reply, Snapshot, Store};
 
 /// How much is read from a connection at once, in bytes. The buffer lives on the stack: an idle connection has
 /// none.
@@ -35,8 +39,11 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) router: Arc<Router>,
     pub(crate) relay: Relay,
-    pub(crate) policy: Arc<Policy>,
     pub(crate) timeouts: Timeouts,
+    pub(crate) observer: Observer,
+    pub(crate) quiet: Arc<Quiet>,
+    /// For sessions that outlive their connections.
+    pub(crate) places: Arc<Places>,
 }
 
 /// One connection after its handshake.
@@ -51,6 +58,10 @@ pub(crate) struct Connection<S> {
     /// The client of the hub that is this session.
     client: Option<Client>,
     watch: Option<Watch>,
+    /// Counts the client once its CONNECT is accepted.
+    counted: Option<Held>,
+    /// Of a session that is to outlive the connection.
+    place: Option<Place>,
     /// Plain bytes that the session did not take yet.
     unread: Vec<u8>,
     /// Bytes are in the stream's own buffer.
@@ -59,6 +70,11 @@ pub(crate) struct Connection<S> {
     heard: Instant,
     /// Since when the client has taken nothing although there is something for it.
     stalled: Option<Instant>,
+    /// What came since then is a part of the packet with this number.
+    partial: Option<(u32, Instant)>,
+    meter: Arc<Meter>,
+    /// Until when nothing is read, because too much came.
+    throttled: Option<Instant>,
     alarm: Pin<Box<Sleep>>,
 }
 
@@ -72,29 +88,28 @@ enum Woken {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    pub(crate) fn new(
-        stream: S,
-        peer: Arc<Peer>,
-        address: SocketAddr,
-        number: Number,
-        shared: Arc<Shared>,
-    ) -> Box<Self> {
+    pub(crate) fn new(stream: S, guest: Guest, shared: Arc<Shared>) -> Box<Self> {
         let now = Instant::now();
         let alarm = Box::pin(sleep_until(now + shared.timeouts.connect));
         Box::new(Self {
             stream,
-            address,
-            number,
-            session: Session::new(peer, Arc::clone(&shared.policy), number),
+            address: guest.address,
+            number: guest.number,
+            session: Session::new(guest.peer, guest.policy, guest.number),
             shared,
             inbox: Inbox::new(),
-            control: Control::new(),
+            control: guest.control,
             client: None,
             watch: None,
+            counted: None,
+            place: None,
             unread: Vec::new(),
             unflushed: false,
             heard: now,
             stalled: None,
+            partial: None,
+            meter: guest.meter,
+            throttled: None,
             alarm,
         })
     }
@@ -128,23 +143,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    /// Moves what can be moved: events first, then bytes out, then bytes in, then the clock.
+    /// Moves what can be moved: an order to end first, then events, then bytes out, then bytes in, then the clock.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Woken> {
-        if let Poll::Ready(events) = self.inbox.poll_take(context) {
-            return Poll::Ready(Woken::Events(events));
-        }
+        // First of all: who is told to end ends, however much there is for it.
         if let Poll::Ready(reason) = self.control.poll_end(context) {
             return Poll::Ready(Woken::Told(reason));
+        }
+        if let Poll::Ready(events) = self.inbox.poll_take(context) {
+            return Poll::Ready(Woken::Events(events));
         }
         if let Poll::Ready(result) = self.poll_write(context) {
             return Poll::Ready(moved(result));
         }
         if self.session.wants_input()
+            && !self.is_throttled()
             && let Poll::Ready(result) = self.poll_read(context)
         {
+            let now = Instant::now();
             if self.session.is_open() {
-                self.heard = Instant::now();
+                self.heard = now;
             }
+            self.note_partial(now);
             return Poll::Ready(moved(result));
         }
         self.poll_clock(context)
@@ -170,12 +189,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             output.drain(..written);
+            let metrics = self.shared.observer.metrics();
+            metrics.sent_bytes.inc_by(count(written));
             if output.is_empty() {
                 // An idle connection keeps no buffer.
                 *output = Vec::new();
             }
             self.unflushed = true;
             self.stalled = None;
+        }
+        let sent = self.session.take_sent();
+        if sent > 0 {
+            self.shared.observer.metrics().sent.inc_by(sent);
         }
         if self.unflushed {
             match Pin::new(&mut self.stream).poll_flush(context) {
@@ -198,6 +223,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Poll::Pending
     }
 
+    /// Whether more came than was earned. A client that has to wait is not taken for a silent one meanwhile.
+    fn is_throttled(&mut self) -> bool {
+        let before = self.throttled;
+        self.throttled = self.meter.wait(Instant::now());
+        if before.is_none() && self.throttled.is_some() {
+            debug!(peer = %self.session.peer(), address = %self.address, "sends too fast: read more slowly");
+            self.shared
+                .observer
+                .metrics()
+                .refusals
+                .of(Reason::Rate)
+                .inc();
+        }
+        self.throttled.is_some()
+    }
+
+    /// Notes since when a packet is under way.
+    fn note_partial(&mut self, now: Instant) {
+        self.partial = match (self.session.partial(), self.partial) {
+            (Some(number), Some((known, since))) if number == known => Some((known, since)),
+            (Some(number), _) => Some((number, now)),
+            (None, _) => None,
+        };
+    }
+
     fn note_stall(&mut self) {
         self.stalled.get_or_insert_with(Instant::now);
     }
@@ -218,6 +268,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if read.is_empty() {
             return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
+        self.meter.received(read.len(), Instant::now());
+        let metrics = self.shared.observer.metrics();
+        metrics.received_bytes.inc_by(count(read.len()));
         let taken = self.session.receive(read);
         self.unread.extend_from_slice(&read[taken..]);
         Poll::Ready(Ok(()))
@@ -227,7 +280,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         loop {
             let (due, reason) = self.next_deadline();
             if due <= Instant::now() {
-                self.session.end(reason);
+                if let Some(reason) = reason {
+                    self.session.end(reason);
+                }
                 return Poll::Ready(Woken::Moved);
             }
             // The alarm is moved to earlier at once and to later only when it rings: that is once a keep-alive
@@ -239,11 +294,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    fn next_deadline(&self) -> (Instant, Ended) {
+    /// What is due next: an end with its reason, or to read on.
+    fn next_deadline(&self) -> (Instant, Option<Ended>) {
         let timeouts = &self.shared.timeouts;
+        // What was not read is not missing.
+        let from = |since: Instant| self.throttled.map_or(since, |until| until.max(since));
         let silence = if self.session.is_open() {
             match self.session.keep_alive() {
-                Some(keep_alive) => (self.heard + keep_alive, Ended::KeepAlive(keep_alive)),
+                Some(keep_alive) => (from(self.heard) + keep_alive, Ended::KeepAlive(keep_alive)),
                 // No keep-alive was asked for: TCP's own finds a dead peer.
                 None => (self.heard + FAR, Ended::KeepAlive(FAR)),
             }
@@ -251,24 +309,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let limit = timeouts.connect;
             (self.heard + limit, Ended::NoConnect(limit))
         };
-        match self.stalled {
-            Some(since) if since + timeouts.stalled < silence.0 => {
-                (since + timeouts.stalled, Ended::Stalled(timeouts.stalled))
-            }
-            _ => silence,
-        }
+        let stalled = self.stalled.map(|since| {
+            let limit = timeouts.stalled;
+            (since + limit, Ended::Stalled(limit))
+        });
+        // While the session takes nothing, for the store's sake, nothing can be late.
+        let partial = self.partial.filter(|_| self.session.wants_input());
+        let partial = partial.map(|(_, since)| {
+            let limit = timeouts.packet;
+            (from(since) + limit, Ended::SlowPacket(limit))
+        });
+        let ends = [Some(silence), stalled, partial];
+        let ends = ends.into_iter().flatten();
+        let ends = ends.map(|(due, reason)| (due, Some(reason)));
+        ends.chain(self.throttled.map(|until| (until, None)))
+            .min_by_key(|(due, _)| *due)
+            .unwrap_or((self.heard + FAR, None))
     }
 
     async fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Claim(client_id) => self.claim(client_id).await,
+            Effect::Claim(claim) => self.claim(claim).await,
+            Effect::Refused(refusal) => {
+                let client_id = self.client.as_ref().map_or("", |(_, id)| id.as_str());
+                let (peer, address) = (self.session.peer(), self.address);
+                note_refusal(&self.shared, peer, client_id, address, &refusal);
+            }
             Effect::Publish(Admitted::Store(publication), ticket) => {
-                let reply = crate::store::Reply::Session(Arc::clone(&self.inbox), ticket);
+                self.meter.published(Instant::now());
+                self.count_received(publication.topic.channel);
+                let origin = (publication.topic.channel == Channel::Deploy).then(|| self.origin());
+                let reply = Reply::Session(Arc::clone(&self.inbox), ticket, origin);
                 if self.shared.store.publish(publication, reply).await.is_err() {
                     self.session.end(Ended::BrokerFailed);
                 }
             }
             Effect::Publish(Admitted::Relay(message), ticket) => {
+                self.meter.published(Instant::now());
+                self.count_received(message.topic.channel);
                 self.shared.relay(message);
                 self.session.settled(ticket, Outcome::Retained);
             }
@@ -291,12 +369,46 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
     }
 
-    async fn claim(&mut self, client_id: String) {
-        let client = (Arc::clone(self.session.peer()), client_id);
-        let before = self.shared.hub.claim(self.number, &client, self.address);
-        if let Some(before) = before {
-            // Its will has to be applied before anybody hears that the new session is there.
-            before.ended().await;
+    fn count_received(&self, channel: Channel) {
+        let metrics = self.shared.observer.metrics();
+        metrics.received.of(channel).inc();
+    }
+
+    /// Who this is, for the audit log.
+    fn origin(&self) -> Arc<Origin> {
+        let origin = Origin::of(self.address, Arc::clone(self.session.peer()));
+        Arc::new(match &self.client {
+            Some((_, client_id)) => origin.client_id(client_id),
+            None => origin,
+        })
+    }
+
+    async fn claim(&mut self, claim: Claim) {
+        let client = (Arc::clone(self.session.peer()), claim.client_id);
+        let mut left = None;
+        match self.shared.hub.claim(self.number, &client, self.address) {
+            Ok(Some(before)) => {
+                self.shared.observer.metrics().takeovers.inc();
+                // Its will has to be applied before anybody hears that the new session is there.
+                before.ended().await;
+                left = before.take_left();
+            }
+            Ok(None) => {}
+            Err(TakeoverLoop) => return self.session.unavailable(Ended::TakeoverLoop),
+        }
+        self.client = Some(client.clone());
+        match left {
+            Some(left) if claim.clean_start => left.discard(&self.shared).await,
+            Some(left) => {
+                // A will that was not due yet never will be: the client is back.
+                (self.inbox, self.watch) = (left.inbox, left.watch);
+                self.session.resume(left.kept);
+                self.place = claim.outlives.then_some(left.place);
+            }
+            None => {}
+        }
+        if let Err(refusal) = self.take_place(claim.outlives) {
+            return self.session.unavailable(refusal);
         }
         match self.control.told_to_end() {
             // A third one has taken over meanwhile, or the broker stops.
@@ -304,20 +416,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             None => {
                 let (peer, client_id) = &client;
                 debug!(%peer, client_id, address = %self.address, "connected");
+                let sessions = &self.shared.observer.metrics().sessions;
+                self.counted = Some(Held::new(sessions.of(peer.role)));
                 self.session.claimed();
                 self.heard = Instant::now();
             }
         }
-        self.client = Some(client);
+    }
+
+    fn take_place(&mut self, wanted: bool) -> Result<(), Ended> {
+        if wanted && self.place.is_none() {
+            let taken = Places::take(&self.shared.places, self.session.peer());
+            self.place = Some(taken.map_err(Ended::TooManySessions)?);
+        }
+        Ok(())
     }
 
     async fn subscribe(&mut self, packet_id: u16, requests: Vec<Request>) {
+        // What is here already comes before the snapshots, which know only the newest of it.
+        for event in self.inbox.take() {
+            self.session.on(event);
+        }
         let fleet = self.session.peer().fleet.clone();
         let mut snapshots: Vec<Snapshot> = Vec::new();
-        for (pattern, _) in requests
+        for granted in requests
             .iter()
-            .filter_map(|request| request.granted.as_ref())
+            .filter_map(|request| request.granted.as_ref().ok())
         {
+            let pattern = &granted.pattern;
             // First listen, then read: what is committed between is told twice and recognised by its commit.
             match &pattern.agents {
                 Agents::One(agent) => {
@@ -376,30 +502,47 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             control,
             number,
             client,
+            place,
+            watch,
             address,
             ..
         } = *self;
-        log_end(&session, client.as_ref(), address);
+        shared.observer.metrics().dropped.inc_by(session.dropped());
+        note_end(&shared, &session, client.as_ref(), address);
+        session.say_goodbye();
         let output = std::mem::take(session.output());
-        for machine in session.machines() {
-            shared.hub.unlisten(&inbox, &machine);
+        let Remains {
+            will,
+            kept,
+            outlives,
+        } = session.into_remains();
+        let (due, later) = match will {
+            Some(will) if outlives && !will.delay.is_zero() => (None, Some(will)),
+            will => (will, None),
+        };
+        if let Some(will) = due {
+            shared.leave_will(*will).await;
         }
-        match session.into_will() {
-            Some(Admitted::Store(will)) => {
-                let topic = will.topic.clone();
-                match shared.store.publish_and_wait(will).await {
-                    Ok(Outcome::Refused(refusal)) => warn!(%topic, %refusal, "a will is refused"),
-                    Ok(Outcome::Retained | Outcome::Repeat) => {}
-                    // The process ends with the store's own error.
-                    Err(error) => debug!(%topic, %error, "a will is lost"),
-                }
+        match (client, place) {
+            (Some(client), Some(place)) if outlives => {
+                let left = Left {
+                    kept,
+                    inbox,
+                    watch,
+                    place,
+                    will: later,
+                };
+                // Who takes the client id over does not wait for the goodbye.
+                tokio::spawn(Detached::new(left, number, client, control, shared).run());
             }
-            Some(Admitted::Relay(message)) => shared.relay(message),
-            None => {}
+            (client, _) => {
+                for machine in kept.machines() {
+                    shared.hub.unlisten(&inbox, &machine);
+                }
+                shared.hub.leave(number, client);
+                control.mark_ended();
+            }
         }
-        shared.hub.leave(number, client);
-        // Who takes the client id over does not wait for the goodbye.
-        control.mark_ended();
         // A CONNACK that says no, acknowledgements that are due; who does not take them goes without.
         let goodbye = timeout(LAST_WORDS, async {
             stream.write_all(&output).await?;
@@ -411,10 +554,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
+fn count(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
 /// Without a keep-alive: long enough never to matter.
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Shared {
+    /// Publishes a will that is due.
+    pub(crate) async fn leave_will(&self, will: Will) {
+        let publication = match will.publication(now_ms()) {
+            Admitted::Store(publication) => publication,
+            Admitted::Relay(message) => return self.relay(message),
+        };
+        let topic = publication.topic.clone();
+        match self.store.publish_and_wait(publication).await {
+            Ok(Outcome::Refused(refusal)) => warn!(%topic, %refusal, "a will is refused"),
+            Ok(Outcome::Unavailable(why)) => warn!(%topic, %why, "a will is lost"),
+            Ok(Outcome::Retained | Outcome::Repeat) => {}
+            // The process ends with the store's own error.
+            Err(error) => debug!(%topic, %error, "a will is lost"),
+        }
+    }
+
     /// Passes on what is not retained.
     fn relay(&self, message: Message) {
         let message = Arc::new(message);
@@ -432,7 +595,8 @@ fn moved(result: io::Result<()>) -> Woken {
     }
 }
 
-fn log_end(session: &Session, client: Option<&Client>, address: SocketAddr) {
+/// Tells logs and counters why a session has ended.
+fn note_end(shared: &Shared, session: &Session, client: Option<&Client>, address: SocketAddr) {
     let peer = session.peer();
     let Some(ended) = session.ended() else {
         return;
@@ -442,11 +606,30 @@ fn log_end(session: &Session, client: Option<&Client>, address: SocketAddr) {
     if dropped > 0 {
         info!(%peer, client_id, %address, dropped, "log lines were dropped for a slow client");
     }
-    if ended.is_refusal() {
-        warn!(%peer, client_id, %address, "closed: {ended}");
-    } else {
+    if !note_refusal(shared, peer, client_id, address, ended) {
         debug!(%peer, client_id, %address, "closed: {ended}");
     }
+}
+
+/// Tells logs and counters of a refusal, the log not oftener than it can bear. False when it is none.
+fn note_refusal(
+    shared: &Shared,
+    peer: &Arc<Peer>,
+    client_id: &str,
+    address: SocketAddr,
+    refusal: &Ended,
+) -> bool {
+    let Some(reason) = refusal.reason() else {
+        return false;
+    };
+    let origin = Origin::of(address, Arc::clone(peer)).client_id(client_id);
+    shared
+        .observer
+        .refused(&origin, reason, "", &refusal.to_string());
+    if shared.quiet.says(reason, std::time::Instant::now()) {
+        warn!(%peer, client_id, %address, "refused: {refusal}");
+    }
+    true
 }
 
 #[cfg(test)]

@@ -4,7 +4,14 @@
 //! stands. So a refused deploy is never acknowledged and its connection is closed; a publisher that reads back
 //! after it reconnects finds what is retained instead, and a lost race shows as a higher order there.
 
-use hoist_protocol::{Machine, Order, TrustedKeys, VerifyError};
+use std::sync::Arc;
+
+use hoist_protocol::{FleetName, Machine, Order, VerifyError};
+
+use crate::observe::Reason;
+#[cfg(test)]
+use crate::settings::FleetOptions;
+use crate::settings::{Fleets, Quota};
 
 /// Why a deployment may not be retained.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -51,17 +58,48 @@ pub(crate) struct Proof {
     may_raise_epoch: bool,
 }
 
+impl Proof {
+    /// The deployment's order.
+    pub(crate) const fn order(&self) -> Order {
+        self.order
+    }
+}
+
+impl DeployRefusal {
+    /// As a word for counters and the audit log.
+    pub(crate) const fn reason(&self) -> Reason {
+        match self {
+            Self::Unverified { .. } => Reason::DeployUnverified,
+            Self::Order { .. } => Reason::DeployOrder,
+            Self::Epoch { .. } => Reason::DeployEpoch,
+        }
+    }
+}
+
 /// The rules for what is published on `deploy` topics.
 #[derive(Debug)]
 pub(crate) struct Deploys {
-    keys: Option<TrustedKeys>,
+    fleets: Arc<Fleets>,
 }
 
 impl Deploys {
-    /// The rules of a broker that knows `keys`; without them every publisher's word is taken.
+    /// The rules of a broker that knows the keys of `fleets`; without them every publisher's word is taken.
     #[must_use]
-    pub(crate) const fn new(keys: Option<TrustedKeys>) -> Self {
-        Self { keys }
+    pub(crate) const fn new(fleets: Arc<Fleets>) -> Self {
+        Self { fleets }
+    }
+
+    /// Those of a broker that knows no keys.
+    #[cfg(test)]
+    pub(crate) fn unsigned() -> Self {
+        let fleet = FleetOptions::default().try_into().unwrap();
+        Self::new(Arc::new(Fleets::Any(Box::new(fleet))))
+    }
+
+    /// What `fleet` may use; nothing when it is not served.
+    pub(crate) fn quota(&self, fleet: &FleetName) -> Quota {
+        let served = self.fleets.get(fleet);
+        served.map_or(Quota::NONE, |served| served.quota)
     }
 
     /// Verifies `payload`, published on the `deploy` topic of `machine`. There is no proof without trusted keys.
@@ -73,7 +111,8 @@ impl Deploys {
         machine: &Machine,
         payload: &[u8],
     ) -> Result<Option<Proof>, DeployRefusal> {
-        let Some(keys) = &self.keys else {
+        let fleet = self.fleets.get(&machine.fleet);
+        let Some(keys) = fleet.and_then(|fleet| fleet.trusted_keys.as_ref()) else {
             return Ok(None);
         };
         let verified =

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use hoist_protocol::Channel;
 use tokio::sync::Semaphore;
 
+use crate::detached::Left;
 use crate::message::{Commit, Message};
 use crate::session::Ended;
 use crate::store::Outcome;
@@ -73,6 +74,11 @@ impl Inbox {
         Poll::Ready(std::mem::take(&mut queue.events))
     }
 
+    /// Takes all events out that are there.
+    pub(crate) fn take(&self) -> Vec<Event> {
+        std::mem::take(&mut self.lock().events)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queue> {
         // Nothing here panics while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -91,6 +97,8 @@ pub(crate) struct Control {
 struct End {
     reason: Option<Ended>,
     waker: Option<Waker>,
+    /// For the connection that has taken over.
+    left: Option<Box<Left>>,
 }
 
 impl Control {
@@ -129,6 +137,16 @@ impl Control {
                 Poll::Pending
             }
         }
+    }
+
+    /// Leaves a session to the connection that has taken over.
+    pub(crate) fn leave(&self, left: Left) {
+        self.lock().left = Some(Box::new(left));
+    }
+
+    /// Takes what was left.
+    pub(crate) fn take_left(&self) -> Option<Box<Left>> {
+        self.lock().left.take()
     }
 
     /// Says that the connection has ended and its will is applied.

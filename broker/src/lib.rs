@@ -4,7 +4,7 @@
 //! clients ─ mTLS → edge       a task per connection: handshake with timeout, who somebody is
 //!               → frame       packets, their limits
 //!               → guard       client id, topics, who may do what
-//!               → session     MQTT 3.1.1, one state machine a client, without input or output
+//!               → session     MQTT 3.1.1 and 5, one state machine a client, without input or output
 //!               → store       one writer: batch, one fsync, commit number; then PUBACKs and notifications
 //!               → hub, router who is told: straight to those who name a machine, over rumqttd's router to
 //!                             those who watch the fleet
@@ -12,13 +12,17 @@
 
 mod connection;
 mod deploys;
+mod detached;
 mod edge;
+pub mod export;
 mod frame;
 mod guard;
 mod hub;
 mod inbox;
+pub mod maintenance;
 mod message;
 mod observe;
+mod quiet;
 mod router;
 mod server;
 mod session;
@@ -26,9 +30,13 @@ mod settings;
 mod store;
 
 pub use deploys::DeployRefusal;
+pub use edge::Reload;
 pub use guard::Rules;
 pub use observe::{AuditError, AuditFailure, AuditSettings};
 pub use router::RouterError;
 pub use server::{Server, ServerError};
-pub use settings::{Limits, Options, Settings, SettingsError, Timeouts};
+pub use settings::{
+    Absence, Fleet, FleetOptions, Fleets, Limits, Options, Quota, Rate, RateError, SessionLimits,
+    Settings, SettingsError, Timeouts,
+};
 pub use store::StoreError;

@@ -99,6 +99,15 @@ impl Commit {
     }
 }
 
+/// The time by which messages expire, in milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    // Before 1970, nothing that was published since has expired.
+    now.map_or(0, |since| {
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    })
+}
+
 /// A message that the guard has let in.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Message {
@@ -117,6 +126,13 @@ pub(crate) struct Message {
 }
 
 impl Message {
+    /// For how long it is still of use at `now`, in seconds: zero when it has expired, none when it never does.
+    pub(crate) fn expiry(&self, now_ms: u64) -> Option<u32> {
+        let expires = self.extras.as_ref()?.expires_at_ms?;
+        let left = expires.saturating_sub(now_ms).div_ceil(1000);
+        Some(u32::try_from(left).unwrap_or(u32::MAX))
+    }
+
     /// Whether it says that the retained message is gone.
     pub(crate) fn is_clear(&self) -> bool {
         self.payload.is_empty()

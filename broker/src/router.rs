@@ -5,7 +5,7 @@
 //! and its session reads the store. Log lines may get lost here, retained messages never.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use hoist_protocol::{AgentName, Channel, FleetName, Machine};
@@ -62,10 +62,14 @@ impl From<LinkError> for RouterError {
 /// How far each channel is numbered.
 type Positions = Arc<[AtomicU64; CHANNELS.len()]>;
 
+/// How many watch each channel.
+type Watchers = Arc<[AtomicUsize; CHANNELS.len()]>;
+
 /// The router's side for sessions.
 pub(crate) struct Router {
     broker: Broker,
     positions: Positions,
+    watchers: Watchers,
     /// The names of links that are in use; the router remembers every name for ever.
     names: Arc<Mutex<HashSet<usize>>>,
     down: mpsc::UnboundedSender<RouterError>,
@@ -74,9 +78,8 @@ pub(crate) struct Router {
 /// One way into the router.
 pub(crate) struct Publisher {
     link: LinkTx,
-    /// The router ends a link whose other half is gone.
-    _answers: LinkRx,
     positions: Positions,
+    watchers: Watchers,
 }
 
 /// The way for log lines, which never waits.
@@ -115,13 +118,16 @@ impl Router {
             },
             ..Config::default()
         });
-        let positions = Positions::default();
+        let (positions, watchers) = (Positions::default(), Watchers::default());
+        let runtime = tokio::runtime::Handle::current();
         let publisher = |name| -> Result<Publisher, RouterError> {
             let (link, answers) = broker.link(name)?;
+            // The router ends a link whose other half is gone.
+            runtime.spawn(hold(answers, down.clone()));
             Ok(Publisher {
                 link,
-                _answers: answers,
                 positions: Arc::clone(&positions),
+                watchers: Arc::clone(&watchers),
             })
         };
         let (store, mut lines) = (publisher("store")?, publisher("lines")?);
@@ -142,10 +148,18 @@ impl Router {
         let router = Self {
             broker,
             positions,
+            watchers,
             names: Arc::default(),
             down,
         };
         Ok((router, store, Relay(relay)))
+    }
+
+    /// Makes the router's thread panic, as it does over a topic that no session would ever pass to it.
+    #[cfg(test)]
+    pub(crate) fn kill(&self) {
+        let (mut link, _answers) = self.broker.link("killer").unwrap();
+        link.publish("\u{e9}", "x").unwrap();
     }
 
     /// Opens a link for a session of `fleet`, which tells `inbox`. Blocks for as long as the router takes to
@@ -173,8 +187,10 @@ impl Router {
             inbox,
             fleet,
             positions: Arc::clone(&self.positions),
+            watchers: Arc::clone(&self.watchers),
             waiting: VecDeque::new(),
             channels: HashMap::new(),
+            counted: Vec::new(),
         };
         let down = self.down.clone();
         runtime.spawn(async move {
@@ -189,12 +205,30 @@ impl Router {
     }
 }
 
+/// Says when the router has ended: nobody else would notice while nothing is published.
+async fn hold(mut answers: LinkRx, down: mpsc::UnboundedSender<RouterError>) {
+    loop {
+        match answers.next().await {
+            Ok(notification) => debug!(?notification, "the router answers a publisher"),
+            Err(error) => {
+                // The receiver is gone only when the broker ends already.
+                down.send(error.into()).ok();
+                return;
+            }
+        }
+    }
+}
+
 impl Publisher {
     /// Passes a message to all who watch its channel.
     pub(crate) fn publish(&mut self, message: &Message) -> Result<(), RouterError> {
         let Some(position) = position(message.topic.channel) else {
             return Ok(());
         };
+        // Who begins to watch is counted first and reads the store then: it finds what is not passed here.
+        if self.watchers[position].load(Ordering::SeqCst) == 0 {
+            return Ok(());
+        }
         let number = self.positions[position].fetch_add(1, Ordering::SeqCst) + 1;
         let channel = message.topic.channel.as_str();
         self.link.publish(channel, encode(number, message))?;
@@ -252,9 +286,23 @@ struct Pump {
     inbox: Arc<Inbox>,
     fleet: FleetName,
     positions: Positions,
+    watchers: Watchers,
     /// The channels whose subscription the router has not acknowledged yet.
     waiting: VecDeque<(Channel, oneshot::Sender<()>)>,
     channels: HashMap<Channel, Progress>,
+    counted: Vec<Counted>,
+}
+
+/// One that watches a channel; it is counted until this is dropped.
+struct Counted {
+    watchers: Watchers,
+    position: usize,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.watchers[self.position].fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// How far a channel has been read.
@@ -298,6 +346,11 @@ impl Pump {
             // Who no longer waits has no need to know.
             done.send(()).ok();
             return Ok(());
+        }
+        if let Some(position) = position(channel) {
+            let watchers = Arc::clone(&self.watchers);
+            watchers[position].fetch_add(1, Ordering::SeqCst);
+            self.counted.push(Counted { watchers, position });
         }
         self.link.subscribe(channel.as_str())?;
         self.waiting.push_back((channel, done));
@@ -475,6 +528,18 @@ mod tests {
                 assert!(decode(&bytes[..len]).is_none(), "{len} bytes");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_router_that_dies_is_noticed_although_nothing_is_published() {
+        let (down, mut lost) = mpsc::unbounded_channel();
+        let started = tokio::task::spawn_blocking(|| Router::start(down))
+            .await
+            .unwrap();
+        let (router, _publisher, _relay) = started.unwrap();
+        let killed = tokio::task::spawn_blocking(move || router.kill()).await;
+        killed.unwrap();
+        assert!(matches!(lost.recv().await, Some(RouterError::Link(_))));
     }
 
     /// One thread, so that the pump stands still while the test does not wait.

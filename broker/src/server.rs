@@ -4,23 +4,28 @@ use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use camino::Utf8Path;
 use hoist_certs::TlsError;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
 use crate::connection::Shared;
 use crate::deploys::Deploys;
-use crate::edge::{Edge, listen};
+use crate::detached::Places;
+use crate::edge::{Edge, Members, Reload, listen, look};
 use crate::hub::Hub;
+use crate::maintenance::Control;
 use crate::message::Message;
+use crate::observe::{self, AuditError, Observer};
 use crate::router::{Router, RouterError};
-use crate::session::{Ended, Policy};
-use crate::settings::{Limits, Settings};
-use crate::store::{Running, Store, StoreError};
+use crate::session::Ended;
+use crate::settings::Settings;
+use crate::store::{Running, STORE_FOLDER, Store, StoreError};
 
 /// Why the broker cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -42,9 +47,15 @@ pub enum ServerError {
     /// The store cannot be opened, or a batch cannot be made durable.
     #[error("the store failed")]
     Store(#[from] StoreError),
+    /// The audit log cannot be kept.
+    #[error("the audit log failed")]
+    Audit(#[from] AuditError),
     /// The router has ended.
     #[error("the router failed")]
     Router(#[from] RouterError),
+    /// The threads of handshakes and certificates cannot be started.
+    #[error("cannot start the threads of the edge")]
+    Thread(#[source] io::Error),
     /// A thread of the broker has panicked.
     #[error("a thread of the broker has panicked")]
     Panicked,
@@ -53,12 +64,17 @@ pub enum ServerError {
 /// A broker that listens; [`Server::run`] makes it answer.
 pub struct Server {
     address: SocketAddr,
-    listener: TcpListener,
-    tls: TlsAcceptor,
-    limits: Limits,
-    shared: Arc<Shared>,
+    edge: Edge,
+    reload: Reload,
+    hub: Arc<Hub>,
+    stop_timeout: Duration,
+    /// Nothing comes when the last connection is gone.
+    last: mpsc::Receiver<()>,
     store: Running,
     router_down: mpsc::UnboundedReceiver<RouterError>,
+    observer: Observer,
+    metrics: Option<TcpListener>,
+    control: Option<(Control, Store)>,
 }
 
 impl Server {
@@ -68,19 +84,26 @@ impl Server {
     /// # Errors
     /// [`ServerError`]
     pub async fn bind(settings: Settings) -> Result<Self, ServerError> {
-        let tls = settings.credentials.server()?;
-        if settings.trusted_keys.is_none() {
+        // What changes from here on is noticed.
+        let seen = look(&settings.tls);
+        let tls = settings.tls.load(None)?;
+        let fleets = Arc::new(settings.fleets);
+        for (fleet, _) in fleets
+            .all()
+            .filter(|(_, fleet)| fleet.trusted_keys.is_none())
+        {
             warn!(
+                fleet = fleet.map_or("(any)", |fleet| fleet.as_str()),
                 "no trusted_keys: every publisher's word is taken, deployments are verified by the agents \
                  alone, and replays and lost races reach the retained message"
             );
         }
-        let deploys = Arc::new(Deploys::new(settings.trusted_keys));
+        let deploys = Arc::new(Deploys::new(Arc::clone(&fleets)));
         let (down, router_down) = mpsc::unbounded_channel();
         let (router, mut bus, relay) = tokio::task::spawn_blocking(move || Router::start(down))
             .await
             .map_err(|_| ServerError::Panicked)??;
-        let hub = Arc::new(Hub::default());
+        let hub = Arc::new(Hub::new(settings.limits.takeover_rate));
         let tell = {
             let hub = Arc::clone(&hub);
             move |message: &Arc<Message>| {
@@ -88,8 +111,11 @@ impl Server {
                 bus.publish(message)
             }
         };
+        let observer = Observer::start(settings.audit)?;
         let (state, for_store) = (settings.state, Arc::clone(&deploys));
-        let opened = move || Store::open(&state.join("store"), for_store, tell);
+        let watched = observer.clone();
+        let folder = state.join(STORE_FOLDER);
+        let opened = move || Store::open(&folder, for_store, watched, tell);
         let (store, running) = tokio::task::spawn_blocking(opened)
             .await
             .map_err(|_| ServerError::Panicked)??;
@@ -97,35 +123,70 @@ impl Server {
             address: settings.listen,
             source,
         };
+        let control = control(&state, &store);
+        let metrics = match settings.metrics {
+            Some(address) => {
+                Some(listen(address).map_err(|source| ServerError::Listen { address, source })?)
+            }
+            None => None,
+        };
         let listener = listen(settings.listen).map_err(unheard)?;
         let address = listener.local_addr().map_err(unheard)?;
+        info!(%address, identity = %tls.identity(), not_after = %tls.not_after(), "listening");
         let shared = Arc::new(Shared {
-            hub,
+            hub: Arc::clone(&hub),
             store,
             router: Arc::new(router),
             relay,
-            policy: Arc::new(Policy {
-                rules: settings.rules,
-                deploys,
-            }),
             timeouts: settings.timeouts,
+            observer: observer.clone(),
+            quiet: Arc::default(),
+            places: Places::new(&settings.session.absence),
         });
-        info!(%address, identity = %tls.identity(), not_after = %tls.not_after(), "listening");
+        let limits = settings.limits;
+        let members = Members::new(fleets, limits, settings.session, &deploys);
+        let (alive, last) = mpsc::channel(1);
+        let tls = (settings.tls, seen, tls);
+        let (edge, reload) = Edge::new(listener, limits, members, tls, shared, alive)
+            .map_err(ServerError::Thread)?;
         Ok(Self {
             address,
-            listener,
-            tls: TlsAcceptor::from(tls.config()),
-            limits: settings.limits,
-            shared,
+            edge,
+            reload,
+            hub,
+            stop_timeout: settings.timeouts.stop,
+            last,
             store: running,
             router_down,
+            observer,
+            metrics,
+            control,
         })
+    }
+
+    /// Asks for certificates, CAs, revocation lists and the denylist to be read again.
+    #[must_use]
+    pub fn reload(&self) -> Reload {
+        self.reload.clone()
     }
 
     /// Where it listens.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where metrics and health are told, when they are.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref()?.local_addr().ok()
+    }
+
+    /// Opens the audit log's file anew, for a log rotation.
+    #[must_use]
+    pub fn reopen_audit_log(&self) -> impl Fn() + Send + 'static {
+        let observer = self.observer.clone();
+        move || observer.reopen()
     }
 
     /// Serves clients until `shutdown` is done, then stops in order: no new connections, all sessions end and
@@ -135,24 +196,33 @@ impl Server {
     /// [`ServerError`] when the store or the router fails: what was not durable was not acknowledged.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         let Self {
-            listener,
-            tls,
-            limits,
-            shared,
+            edge,
+            hub,
+            stop_timeout,
+            mut last,
             mut store,
             mut router_down,
+            observer,
+            metrics,
+            control,
             ..
         } = self;
-        let (alive, mut last) = mpsc::channel(1);
-        let hub = Arc::clone(&shared.hub);
-        let stop_timeout = shared.timeouts.stop;
-        let edge = Edge::new(listener, tls, limits, shared, alive);
+        // Aborted when this returns.
+        let (mut aside, mut maintained) = (JoinSet::new(), JoinSet::new());
+        if let Some(listener) = metrics {
+            aside.spawn(observe::serve(listener, observer.clone()));
+        }
+        if let Some((control, store)) = control {
+            maintained.spawn(control.serve(store));
+        }
+        observer.serving(true);
         let failed = tokio::select! {
             () = edge.run() => None,
             () = shutdown => None,
             result = store.ended() => Some(result.err().map_or(ServerError::Panicked, Into::into)),
             Some(error) = router_down.recv() => Some(error.into()),
         };
+        observer.serving(false);
         edge.stop();
         // The listening socket closes here: nobody connects to a broker that stops.
         drop(edge);
@@ -162,6 +232,8 @@ impl Server {
         }
         info!("stopping");
         hub.stop(&Ended::Stopping);
+        // It holds the store open.
+        maintained.shutdown().await;
         if timeout(stop_timeout, last.recv()).await.is_err() {
             warn!(?stop_timeout, "some connections did not end in time");
             // They hold the store open; what they were acknowledged is durable all the same.
@@ -170,5 +242,16 @@ impl Server {
         store.ended().await?;
         info!("stopped");
         Ok(())
+    }
+}
+
+/// Listens for who looks after the store. A broker does without where that cannot be.
+fn control(state: &Utf8Path, store: &Store) -> Option<(Control, Store)> {
+    match Control::bind(state) {
+        Ok(control) => Some((control, store.clone())),
+        Err(error) => {
+            warn!(%state, %error, "no control socket: a backup can be made only while the broker does not run");
+            None
+        }
     }
 }

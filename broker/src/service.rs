@@ -3,7 +3,7 @@
 use std::io;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{debug, warn};
 
 /// Allows as many open files as the system lets us: every connection is one.
@@ -25,6 +25,11 @@ pub(crate) fn stop_signal() -> io::Result<impl Future<Output = ()>> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// Receives SIGHUP, which asks for files to be read and opened again.
+pub(crate) fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
 }
 
 /// Tells systemd something, when it has asked to be told (sd_notify(3)).

@@ -11,13 +11,16 @@ use tokio::sync::mpsc;
 
 use crate::deploys::Deploys;
 use crate::guard::tests::peer;
-use crate::guard::{Pattern, Rules};
+use crate::guard::{FleetMeter, Pattern, Rules};
+use crate::session::Policy;
+use crate::settings::{Limits, SessionLimits};
 
 use super::*;
 
 /// A broker without an edge, whose writer stands still while the gate is held.
 struct Bench {
     shared: Arc<Shared>,
+    policy: Arc<Policy>,
     gate: Arc<Mutex<()>>,
     /// Something for each message that the writer has told of.
     told: mpsc::UnboundedReceiver<()>,
@@ -33,7 +36,7 @@ impl Bench {
         let router = tokio::task::spawn_blocking(|| Router::start(down));
         let (router, mut bus, relay) = router.await.unwrap().unwrap();
         let hub = Arc::new(Hub::default());
-        let deploys = Arc::new(Deploys::new(None));
+        let (deploys, observer) = (Arc::new(Deploys::unsigned()), Observer::silent());
         let (tells, told) = mpsc::unbounded_channel();
         let tell = {
             let (hub, gate) = (Arc::clone(&hub), Arc::clone(&gate));
@@ -46,21 +49,27 @@ impl Bench {
                 Ok(())
             }
         };
-        let (store, _running) = Store::open(&path, Arc::clone(&deploys), tell).unwrap();
+        let (store, _running) =
+            Store::open(&path, Arc::clone(&deploys), observer.clone(), tell).unwrap();
         let policy = Policy {
             rules: Rules::default(),
             deploys,
+            limits: SessionLimits::default(),
+            clock: now_ms,
         };
         let shared = Arc::new(Shared {
             hub,
             store,
             router: Arc::new(router),
             relay,
-            policy: Arc::new(policy),
             timeouts: Timeouts::default(),
+            observer,
+            quiet: Arc::default(),
+            places: Places::new(&SessionLimits::default().absence),
         });
         Self {
             shared,
+            policy: Arc::new(policy),
             gate,
             told,
             _dir: dir,
@@ -70,9 +79,19 @@ impl Bench {
     /// Connects an agent, with `offline` as its will.
     async fn agent(&self, number: Number, name: &str) -> DuplexStream {
         let (mut ours, theirs) = duplex(64 * 1024);
-        let peer = Arc::new(peer(Role::Agent, "prod", name));
-        let address = SocketAddr::from(([127, 0, 0, 1], 1));
-        let connection = Connection::new(theirs, peer, address, number, Arc::clone(&self.shared));
+        let guest = Guest {
+            peer: Arc::new(peer(Role::Agent, "prod", name)),
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            number,
+            control: Control::new(),
+            policy: Arc::clone(&self.policy),
+            meter: Arc::new(Meter::new(
+                Role::Agent,
+                &Limits::default(),
+                FleetMeter::new(None),
+            )),
+        };
+        let connection = Connection::new(theirs, guest, Arc::clone(&self.shared));
         tokio::spawn(connection.serve());
         let mut connect = Connect::new(name);
         connect.keep_alive = 60;

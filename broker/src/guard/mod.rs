@@ -3,6 +3,7 @@
 mod acl;
 mod client_id;
 mod filter;
+mod meter;
 mod publication;
 
 use std::fmt;
@@ -14,6 +15,7 @@ pub(crate) use acl::Access;
 pub use acl::Rules;
 pub(crate) use client_id::{ClientIdError, admit_client_id};
 pub(crate) use filter::{Agents, Channels, FilterError, Pattern};
+pub(crate) use meter::{Bucket, FleetMeter, Meter};
 pub(crate) use publication::{PublishRefusal, admit_publication};
 
 /// The holder of the certificate at the other end of a connection.

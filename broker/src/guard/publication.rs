@@ -45,9 +45,6 @@ pub(crate) enum PublishRefusal {
     /// A presence says something else than the two words.
     #[error("a presence says `online` or `offline` and nothing else")]
     Presence,
-    /// QoS 2 is not served.
-    #[error("QoS 2 is not served; use QoS 0 or 1")]
-    ExactlyOnce,
 }
 
 /// Checks a publish or a will of `peer`.

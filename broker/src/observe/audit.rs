@@ -154,6 +154,13 @@ impl Audit {
         }
     }
 
+    /// What is wrong with it, when deployments are refused for it.
+    pub(super) fn problem(&self) -> Option<String> {
+        let refuse = self.on_failure == AuditFailure::Refuse;
+        (refuse && self.sink.failing.load(Ordering::Relaxed))
+            .then(|| format!("the audit log `{}` cannot be written", self.sink.path))
+    }
+
     pub(super) fn reopen(&self) {
         let opened = self.sink.open();
         match opened {
@@ -317,5 +324,74 @@ impl Bucket {
         let more = now.duration_since(self.since).as_millis() / REFILL.as_millis();
         let more = u32::try_from(more).unwrap_or(u32::MAX);
         self.left.saturating_add(more).min(BURST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use tempfile::TempDir;
+
+    use super::super::event::Origin;
+    use super::super::reason::Reason;
+    use super::*;
+
+    #[test]
+    fn a_flood_from_one_address_is_a_number_and_others_are_told() {
+        let dir = TempDir::new().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("audit")).unwrap();
+        let settings = AuditSettings {
+            path: path.clone(),
+            on_failure: AuditFailure::Refuse,
+        };
+        let audit = Audit::open(settings, &Metrics::new()).unwrap();
+        let refuse = |address: [u8; 4]| {
+            let origin = Origin::unknown(SocketAddr::from((address, 1)));
+            audit.refused(Refusal::new(&origin, Reason::Tls, "", "no"));
+        };
+        for _ in 0..3000 {
+            refuse([10, 0, 0, 1]);
+        }
+        refuse([10, 0, 0, 2]);
+        let sink = Arc::clone(&audit.sink);
+        // The thread ends when it has written all.
+        drop(audit);
+        while Arc::strong_count(&sink) > 1 {
+            std::thread::yield_now();
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let of = |address: &str| text.lines().filter(|line| line.contains(address)).count();
+        let counts = text.lines().filter_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            line["count"].as_u64()
+        });
+        let (told, suppressed) = (of("10.0.0.1:1"), counts.sum::<u64>());
+        assert!(
+            told >= 100 && suppressed > 0,
+            "{told} told, {suppressed} suppressed"
+        );
+        assert_eq!(told as u64 + suppressed, 3000);
+        assert_eq!(of("10.0.0.2:1"), 1);
+    }
+
+    #[test]
+    fn an_address_earns_its_lines_back() {
+        let (mut rates, start) = (Rates::default(), Instant::now());
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let allowed =
+            |rates: &mut Rates, now| (0..1000).filter(|_| rates.allow(address, now)).count();
+        assert_eq!(allowed(&mut rates, start), 100);
+        assert_eq!(allowed(&mut rates, start + REFILL * 7), 7);
+        assert_eq!(allowed(&mut rates, start + REFILL * 100_000), 100);
+    }
+
+    #[test]
+    fn many_addresses_take_a_bounded_memory() {
+        let (mut rates, now) = (Rates::default(), Instant::now());
+        for n in 0..100_000_u32 {
+            rates.allow(IpAddr::from(n.to_be_bytes()), now);
+        }
+        assert!(rates.0.len() <= ADDRESSES + 1);
     }
 }

@@ -1,17 +1,16 @@
 //! The counters, in the names that Prometheus reads them by.
 
-use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use hoist_certs::Role;
 use hoist_protocol::Channel;
 use prometheus_client::encoding::EncodeMetric;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
-use prometheus_client::metrics::TypedMetric;
 use prometheus_client::registry::{Registry, Unit};
 
 /// A closed set of values of one label.
@@ -107,6 +106,23 @@ impl<L: Label, M> By<L, M> {
     }
 }
 
+/// One that a gauge counts until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Held(Gauge);
+
+impl Held {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 type Labels = [(&'static str, &'static str); 1];
 
 /// Everything that is counted; `docs` of each are its help texts below.
@@ -120,11 +136,10 @@ pub(crate) struct Metrics {
     pub(crate) refusals: By<super::Reason, Counter>,
     pub(crate) takeovers: Counter,
     pub(crate) received: By<Channel, Counter>,
-    pub(crate) sent: By<Channel, Counter>,
+    pub(crate) sent: Counter,
     pub(crate) received_bytes: Counter,
     pub(crate) sent_bytes: Counter,
     pub(crate) dropped: Counter,
-    pub(crate) subscriptions: Gauge,
     pub(crate) deploys: By<super::Decision, Counter>,
     pub(crate) retained: Gauge,
     pub(crate) commit_seconds: Histogram,
@@ -135,6 +150,7 @@ pub(crate) struct Metrics {
     pub(crate) audit_suppressed: Counter,
     /// Seconds since 1970; 0 while it is not known.
     pub(crate) certificate_ends: By<Certificate, Gauge>,
+    pub(crate) reload_failures: Counter,
     /// Connected clients whose certificates end soon.
     pub(crate) ending_soon: By<Role, Gauge>,
 }
@@ -161,9 +177,12 @@ impl Maker {
     {
         let family = Family::<Labels, M>::default();
         self.0.register(name, help, family.clone());
-        let series = L::ALL
-            .iter()
-            .map(|label| (*label, family.get_or_create(&[(L::KEY, label.as_str())]).clone()));
+        let series = L::ALL.iter().map(|label| {
+            (
+                *label,
+                family.get_or_create(&[(L::KEY, label.as_str())]).clone(),
+            )
+        });
         By(series.collect())
     }
 
@@ -199,7 +218,11 @@ impl Metrics {
                 Counter::default(),
             ),
             received: make.by("messages_received", "Messages that clients published"),
-            sent: make.by("messages_sent", "Messages that clients were sent"),
+            sent: make.one(
+                "messages_sent",
+                "Messages that clients were sent",
+                Counter::default(),
+            ),
             received_bytes: make.one(
                 "received_bytes",
                 "Bytes of MQTT that clients sent",
@@ -215,8 +238,10 @@ impl Metrics {
                 "Log lines and echoes that were dropped for clients that read too slowly",
                 Counter::default(),
             ),
-            subscriptions: make.one("subscriptions", "Subscriptions", Gauge::default()),
-            deploys: make.by("deploys", "Deploy publishes that reached the store, by decision"),
+            deploys: make.by(
+                "deploys",
+                "Deploy publishes that reached the store, by decision",
+            ),
             retained: make.one("retained_messages", "Retained messages", Gauge::default()),
             commit_seconds: make.seconds(
                 "store_commit",
@@ -252,6 +277,11 @@ impl Metrics {
                 "certificate_end_timestamp_seconds",
                 "When a certificate or revocation list ends, in seconds since 1970; 0 when unknown",
             ),
+            reload_failures: make.one(
+                "certificate_reload_failures",
+                "Changes of certificate, key, CA, CRL or denylist files that could not be used",
+                Counter::default(),
+            ),
             ending_soon: make.by(
                 "clients_ending_soon",
                 "Connected clients whose certificates end soon",
@@ -274,10 +304,3 @@ impl Metrics {
         self.batch.observe(messages as f64);
     }
 }
-
-const _: () = {
-    // What the names in the fields above stand for.
-    const fn is_send<T: Send + Sync>() {}
-    is_send::<Gauge<i64, AtomicI64>>();
-    is_send::<Counter<u64, AtomicU64>>();
-};

@@ -1,4 +1,4 @@
-//! What the broker shows of itself: counters, an audit log of deployments and refusals.
+//! What the broker shows of itself: counters, health, an audit log of deployments and refusals.
 //!
 //! The rest of the broker has one handle, [`Observer`]. Nothing of it waits: counters are atomic numbers, and a
 //! refusal goes into a bounded queue whose overflow is counted. Only a deployment's line is written by the
@@ -6,6 +6,8 @@
 
 mod audit;
 mod event;
+mod health;
+mod http;
 mod metrics;
 mod reason;
 
@@ -14,11 +16,13 @@ use std::sync::Arc;
 
 pub use audit::{AuditError, AuditFailure, AuditSettings};
 pub(crate) use event::{Decision, Deploy, Origin};
-pub(crate) use metrics::{Certificate, Handshake, Metrics};
+pub(crate) use http::serve;
+pub(crate) use metrics::{Certificate, Handshake, Held, Metrics};
 pub(crate) use reason::Reason;
 
 use audit::Audit;
 use event::Refusal;
+use health::Health;
 
 /// The handle that everything observable goes through; cheap to clone.
 #[derive(Clone)]
@@ -26,6 +30,7 @@ pub(crate) struct Observer(Arc<Inner>);
 
 struct Inner {
     metrics: Metrics,
+    health: Health,
     audit: Option<Audit>,
 }
 
@@ -40,13 +45,35 @@ impl Observer {
             Some(settings) => Some(Audit::open(settings, &metrics)?),
             None => None,
         };
-        Ok(Self(Arc::new(Inner { metrics, audit })))
+        Ok(Self(Arc::new(Inner {
+            metrics,
+            health: Health::default(),
+            audit,
+        })))
     }
 
     /// One that counts, and keeps no audit log.
     #[cfg(test)]
     pub(crate) fn silent() -> Self {
         Self::start(None).unwrap()
+    }
+
+    /// What keeps the broker from doing its work, now.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let audit = self.0.audit.as_ref().and_then(Audit::problem);
+        let mut problems = self.0.health.problems(&self.0.metrics);
+        problems.extend(audit);
+        problems
+    }
+
+    /// Notes that clients can connect, or no longer can.
+    pub(crate) fn serving(&self, serving: bool) {
+        self.0.health.serving(serving);
+    }
+
+    /// Notes when the store's thread begins and ends a batch.
+    pub(crate) fn writing(&self, writing: bool) {
+        self.0.health.writing(writing);
     }
 
     /// The counters.

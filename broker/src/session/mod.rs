@@ -1,57 +1,47 @@
-//! One client's session: a state machine without input or output of its own.
+//! One client's session: a state machine without input or output of its own, for MQTT 3.1.1 and 5.
 //!
 //! Bytes, events and snapshots come in; bytes, and [`Effect`]s that the connection carries out in order, go out.
-//! Every session is a clean one, whatever the client asks for: the retained message is the queue.
+//! What outlives the connection, when the client wants that, is in [`Kept`].
 
 mod acks;
+mod answers;
+mod delivery;
 mod ended;
+mod inflight;
+mod kept;
+mod opening;
 mod outbox;
+mod publishing;
+mod subscribing;
 mod subscriptions;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use hoist_certs::Role;
-use hoist_protocol::{AgentName, Channel, Machine, Topic};
-use mqtt_protocol_core::mqtt::packet::Qos as WireQos;
-use mqtt_protocol_core::mqtt::result_code::ConnectReturnCode;
+use hoist_protocol::{AgentName, Channel, Topic};
 
 use crate::deploys::Deploys;
-use crate::frame::{Connect, FrameError, Frames, Incoming, Publish, Subscribe, Unsubscribe};
-use crate::guard::{
-    Access, Agents, Pattern, Peer, PublishRefusal, Rules, admit_client_id, admit_publication,
-};
-use crate::inbox::{Event, Ticket, Via};
+use crate::frame::{FrameError, Frames, Incoming, Protocol, ReasonCode};
+use crate::guard::{Pattern, Peer, Rules};
+use crate::inbox::{Event, Ticket};
 use crate::message::{Author, Commit, Message, Qos};
-use crate::store::{Outcome, Publication, Snapshot};
+use crate::settings::SessionLimits;
+use crate::store::Publication;
 
-use acks::Acks;
+use acks::Verdict;
 pub(crate) use ended::Ended;
-use outbox::{Delivery, Outbox};
-use subscriptions::{Subscription, Subscriptions};
-
-/// Most publications of one client that wait for the store; more are read when these are settled.
-const UNSETTLED_LEN: usize = 64;
-
-/// Most messages that one client has not acknowledged; more are sent when these are.
-const INFLIGHT_LEN: usize = 256;
-
-/// Most subscriptions of one client; more are answered with 0x80.
-const SUBSCRIPTIONS_LEN: usize = 4096;
-
-/// Most subscriptions with a wildcard for the machine, of one client.
-const WILD_LEN: usize = 32;
-
-/// From how many bytes that wait to be written on no further message is made into bytes.
-const OUTPUT_LEN: usize = 32 * 1024;
+pub(crate) use kept::Kept;
+pub(crate) use opening::Will;
 
 /// What the connection has to do for its session, in order.
 #[derive(Debug)]
 pub(crate) enum Effect {
     /// Take over the client id, then call [`Session::claimed`].
-    Claim(String),
+    Claim(Claim),
     /// Publish.
     Publish(Admitted, Ticket),
+    /// A publish or a subscription was refused, and the client was told so.
+    Refused(Ended),
     /// Subscribe where messages come from, read the snapshots, then call [`Session::subscribed`].
     Subscribe(u16, Vec<Request>),
     /// No subscription names this machine any more.
@@ -60,6 +50,16 @@ pub(crate) enum Effect {
     UnwatchAll,
     /// Read what has changed on a channel after the commit, then call [`Session::refreshed`].
     Refresh(Channel, Commit),
+}
+
+/// A client id that a session wants.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Claim {
+    pub(crate) client_id: String,
+    /// What the one before has left is thrown away.
+    pub(crate) clean_start: bool,
+    /// The session is to outlive its connection.
+    pub(crate) outlives: bool,
 }
 
 /// A publish, or a will, that the guard has let in.
@@ -75,15 +75,30 @@ pub(crate) enum Admitted {
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) filter: String,
-    /// None when it is refused.
-    pub(crate) granted: Option<(Pattern, Qos)>,
+    /// Why it is refused, when it is.
+    pub(crate) granted: Result<Grant, ReasonCode>,
 }
 
-/// What all sessions share.
+/// A subscription that is granted.
+#[derive(Debug)]
+pub(crate) struct Grant {
+    pub(crate) pattern: Pattern,
+    qos: Qos,
+    no_local: bool,
+    retain_as_published: bool,
+    identifier: Option<u32>,
+    /// Whether it brings what is retained.
+    retained: bool,
+}
+
+/// What all sessions of a fleet share.
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     pub(crate) rules: Rules,
     pub(crate) deploys: Arc<Deploys>,
+    pub(crate) limits: SessionLimits,
+    /// Milliseconds since 1970, by which messages expire.
+    pub(crate) clock: fn() -> u64,
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -96,41 +111,49 @@ enum Phase {
     Open,
 }
 
-/// One client's session.
+/// One client's session, with its connection.
 pub(crate) struct Session {
-    peer: Arc<Peer>,
-    policy: Arc<Policy>,
-    /// A number that no other connection of this process has.
-    number: u64,
     frames: Frames,
     phase: Phase,
+    kept: Box<Kept>,
+    /// `kept` has had a connection before.
+    resumed: bool,
+    /// What the CONNECT said and the CONNACK has to answer.
+    opening: Option<Box<opening::Opening>>,
     keep_alive: Option<Duration>,
-    will: Option<Box<Admitted>>,
-    acks: Acks,
-    subscriptions: Subscriptions,
-    outbox: Outbox,
-    inflight: usize,
+    will: Option<Box<Will>>,
+    /// Most messages of QoS 1 and 2 that the client takes at once.
+    receive_maximum: usize,
     progress: bool,
+    /// Messages made into bytes since this was last asked.
+    sent: u64,
     output: Vec<u8>,
     effects: Vec<Effect>,
     ended: Option<Ended>,
 }
 
+/// What a session leaves when its connection has ended.
+pub(crate) struct Remains {
+    pub(crate) will: Option<Box<Will>>,
+    pub(crate) kept: Box<Kept>,
+    /// Whether the session outlives its connection.
+    pub(crate) outlives: bool,
+}
+
 impl Session {
+    /// A session before its CONNECT. `number` is one that no other connection of this process has.
     pub(crate) fn new(peer: Arc<Peer>, policy: Arc<Policy>, number: u64) -> Self {
         Self {
             frames: Frames::new(peer.role),
-            peer,
-            policy,
-            number,
             phase: Phase::Opening,
+            receive_maximum: policy.limits.inflight,
+            kept: Box::new(Kept::new(peer, policy, Author(number))),
+            resumed: false,
+            opening: None,
             keep_alive: None,
             will: None,
-            acks: Acks::default(),
-            subscriptions: Subscriptions::default(),
-            outbox: Outbox::default(),
-            inflight: 0,
             progress: false,
+            sent: 0,
             output: Vec::new(),
             effects: Vec::new(),
             ended: None,
@@ -138,7 +161,7 @@ impl Session {
     }
 
     pub(crate) const fn peer(&self) -> &Arc<Peer> {
-        &self.peer
+        &self.kept.peer
     }
 
     /// Whether the CONNACK is sent.
@@ -148,7 +171,14 @@ impl Session {
 
     /// Whether it takes bytes now.
     pub(crate) fn wants_input(&self) -> bool {
-        self.ended.is_none() && self.phase != Phase::Claiming && self.acks.len() < UNSETTLED_LEN
+        self.ended.is_none()
+            && self.phase != Phase::Claiming
+            && self.kept.acks.len() < self.kept.policy.limits.unsettled
+    }
+
+    /// The number of the packet that has begun and not ended.
+    pub(crate) fn partial(&self) -> Option<u32> {
+        self.frames.partial()
     }
 
     /// How long a silence may last, once the client has connected.
@@ -166,12 +196,31 @@ impl Session {
         self.ended.get_or_insert(reason);
     }
 
-    /// What is left to do when it has ended.
-    pub(crate) fn into_will(self) -> Option<Admitted> {
-        let discarded = self.ended.is_some_and(|ended| ended.discards_will());
+    /// Says why it has ended, to a client that can be told: a DISCONNECT of MQTT 5. To be called once, when
+    /// nothing else is to be said.
+    pub(crate) fn say_goodbye(&mut self) {
+        if let Some(ended) = self.ended.as_ref().filter(|ended| !ended.is_the_clients())
+            && self.phase == Phase::Open
+        {
+            self.frames
+                .disconnect(ended.code(), &ended.explain(), &mut self.output);
+        }
+    }
+
+    /// What is left to do, and to keep, when it has ended.
+    pub(crate) fn into_remains(self) -> Remains {
+        let ended = self.ended.unwrap_or(Ended::BrokerFailed);
         // A client that never got its CONNACK has left no will.
-        let stands = self.phase == Phase::Open && !discarded;
-        self.will.filter(|_| stands).map(|will| *will)
+        let stands = self.phase == Phase::Open && !ended.discards_will();
+        let mut kept = self.kept;
+        let outlives = self.phase == Phase::Open || self.resumed;
+        let outlives = outlives && !kept.expiry.is_zero() && !ended.discards_session();
+        kept.lose_connection();
+        Remains {
+            will: self.will.filter(|_| stands),
+            kept,
+            outlives,
+        }
     }
 
     /// Takes the effects out.
@@ -184,324 +233,105 @@ impl Session {
         std::mem::take(&mut self.progress)
     }
 
+    /// How many messages were made into bytes since this was last asked.
+    pub(crate) const fn take_sent(&mut self) -> u64 {
+        std::mem::replace(&mut self.sent, 0)
+    }
+
     /// Whether the client owes us something: to read, or to acknowledge.
     pub(crate) fn has_backlog(&self) -> bool {
-        !self.output.is_empty() || !self.outbox.is_empty()
+        !self.output.is_empty() || !self.kept.outbox.is_empty()
     }
 
     /// How many log lines were dropped because the client was slow.
     pub(crate) const fn dropped(&self) -> u64 {
-        self.outbox.dropped()
+        self.kept.dropped()
     }
 
-    /// The bytes to write. The writer removes from the front what is written.
-    pub(crate) fn output(&mut self) -> &mut Vec<u8> {
-        while self.ended.is_none() && self.output.len() < OUTPUT_LEN {
-            let Some(delivery) = self.outbox.front() else {
-                break;
-            };
-            if delivery.qos == Qos::AtLeastOnce {
-                if self.inflight == INFLIGHT_LEN {
-                    break;
-                }
-                self.inflight += 1;
-            }
-            let Delivery {
-                message,
-                qos,
-                retained,
-            } = delivery;
-            let sent = self
-                .frames
-                .publish(message, *qos, *retained, &mut self.output);
-            debug_assert!(sent, "there are more packet ids than messages in flight");
-            self.outbox.pop();
-        }
-        &mut self.output
+    /// Whether the client may read a topic.
+    pub(crate) fn allows(&self, topic: &Topic) -> bool {
+        self.kept.allows(topic)
     }
 
     /// Takes bytes, as many as it wants, and returns how many that were.
     pub(crate) fn receive(&mut self, data: &[u8]) -> usize {
         let mut left = data;
         while !left.is_empty() && self.wants_input() {
-            match self.frames.receive(&mut left) {
+            let result = match self.frames.receive(&mut left) {
                 Ok(Some(incoming)) => self.handle(incoming),
-                Ok(None) => {}
-                Err(error) => {
-                    if error == FrameError::ProtocolLevel {
-                        let code = ConnectReturnCode::UnacceptableProtocolVersion;
-                        self.frames.connack(code, &mut self.output);
-                    }
-                    self.end(error.into());
-                }
+                Ok(None) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            if let Err(ended) = result {
+                self.breach(ended);
             }
         }
         data.len() - left.len()
     }
 
-    fn handle(&mut self, incoming: Incoming) {
+    /// Ends it for what the client did. Before the CONNACK that is said in one.
+    fn breach(&mut self, ended: Ended) {
+        if self.phase == Phase::Opening {
+            self.frames
+                .refuse(ended.code(), &ended.explain(), &mut self.output);
+        }
+        self.end(ended);
+    }
+
+    fn handle(&mut self, incoming: Incoming) -> Result<(), Ended> {
         match incoming {
-            Incoming::Connect(connect) => self.connect(&connect),
-            Incoming::Publish(publish) => self.publish(&publish),
-            Incoming::Acknowledged => {
-                self.inflight -= 1;
-                self.progress = true;
-            }
-            Incoming::Subscribe(subscribe) => self.subscribe(&subscribe),
+            Incoming::Connect(connect) => return self.connect(*connect),
+            Incoming::Publish(publish) => return self.publish(publish),
+            Incoming::Pubrel(packet_id) => self.release(packet_id),
+            Incoming::Puback(id) => self.arrived(id, Qos::AtLeastOnce)?,
+            Incoming::Pubrec(id, accepted) => self.received(id, accepted)?,
+            Incoming::Pubcomp(id) => self.arrived(id, Qos::ExactlyOnce)?,
+            Incoming::Subscribe(subscribe) => return self.subscribe(subscribe),
             Incoming::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
             Incoming::Ping => self.frames.pingresp(&mut self.output),
-            Incoming::Disconnect => self.end(Ended::Disconnected),
+            Incoming::Disconnect {
+                with_will,
+                session_expiry,
+            } => return self.disconnect(with_will, session_expiry),
         }
+        Ok(())
     }
 
-    fn connect(&mut self, connect: &Connect) {
-        if connect.client_id().is_empty() && !connect.clean_session() {
-            return self.refuse(ConnectReturnCode::IdentifierRejected, Ended::NoClientId);
-        }
-        let client_id = match admit_client_id(&self.peer, connect.client_id(), self.number) {
-            Ok(client_id) => client_id,
-            Err(error) => {
-                return self.refuse(ConnectReturnCode::IdentifierRejected, error.into());
+    fn disconnect(&mut self, with_will: bool, session_expiry: Option<u32>) -> Result<(), Ended> {
+        if let Some(seconds) = session_expiry {
+            if self.kept.expiry.is_zero() && seconds > 0 {
+                // MQTT 5, section 3.14.2.2.2.
+                return Err(
+                    FrameError::Protocol("a session expiry for a session that ends").into(),
+                );
             }
-        };
-        if let (Some(topic), Some(payload)) = (connect.will_topic(), connect.will_payload()) {
-            let admitted = self.admit(topic, payload, connect.will_qos(), connect.will_retain());
-            match admitted {
-                Ok(will) => self.will = Some(Box::new(will)),
-                Err(Ended::Publish(refusal)) => {
-                    return self.refuse(ConnectReturnCode::NotAuthorized, Ended::Will(refusal));
-                }
-                Err(ended) => return self.refuse(ConnectReturnCode::NotAuthorized, ended),
-            }
+            self.kept.expiry = self.expiry(seconds);
         }
-        if connect.keep_alive() > 0 {
-            // One and a half times, section 3.1.2.10.
-            self.keep_alive = Some(Duration::from_secs(connect.keep_alive().into()) * 3 / 2);
-        }
-        self.phase = Phase::Claiming;
-        self.effects.push(Effect::Claim(client_id));
-    }
-
-    fn refuse(&mut self, code: ConnectReturnCode, reason: Ended) {
-        self.frames.connack(code, &mut self.output);
-        self.end(reason);
-    }
-
-    /// The client id is ours and the will of whoever had it is applied.
-    pub(crate) fn claimed(&mut self) {
-        self.phase = Phase::Open;
-        self.frames
-            .connack(ConnectReturnCode::Accepted, &mut self.output);
-    }
-
-    /// The broker takes no session now.
-    pub(crate) fn unavailable(&mut self, reason: Ended) {
-        self.refuse(ConnectReturnCode::ServerUnavailable, reason);
-    }
-
-    fn publish(&mut self, publish: &Publish) {
-        let payload = publish.payload().as_slice();
-        let admitted = self.admit(
-            publish.topic_name(),
-            payload,
-            publish.qos(),
-            publish.retain(),
-        );
-        match admitted {
-            Ok(admitted) => {
-                let ticket = self.acks.open(publish.packet_id());
-                self.effects.push(Effect::Publish(admitted, ticket));
-            }
-            Err(ended) => self.end(ended),
-        }
-    }
-
-    fn admit(
-        &self,
-        topic: &str,
-        payload: &[u8],
-        qos: WireQos,
-        retain: bool,
-    ) -> Result<Admitted, Ended> {
-        let qos = match qos {
-            WireQos::AtMostOnce => Qos::AtMostOnce,
-            WireQos::AtLeastOnce => Qos::AtLeastOnce,
-            WireQos::ExactlyOnce => return Err(PublishRefusal::ExactlyOnce.into()),
-        };
-        let topic = admit_publication(self.policy.rules, &self.peer, topic, payload, retain)?;
-        if !topic.channel.is_retained() {
-            return Ok(Admitted::Relay(Message {
-                topic,
-                payload: Arc::from(payload),
-                qos,
-                commit: None,
-                author: Author(self.number),
-                extras: None,
-            }));
-        }
-        let proof = if topic.channel == Channel::Deploy && !payload.is_empty() {
-            self.policy.deploys.verify(&topic.machine, payload)?
+        self.end(if with_will {
+            Ended::Parted
         } else {
-            None
-        };
-        Ok(Admitted::Store(Publication {
-            topic,
-            qos,
-            payload: Arc::from(payload),
-            author: Author(self.number),
-            extras: None,
-            proof,
-        }))
-    }
-
-    fn subscribe(&mut self, subscribe: &Subscribe) {
-        let mut requests = Vec::with_capacity(subscribe.entries().len());
-        let (mut new, mut new_wild) = (0, 0);
-        for entry in subscribe.entries() {
-            let filter = entry.topic_filter();
-            let pattern = match Pattern::parse(filter, &self.peer.fleet) {
-                Ok(pattern) => pattern.filter(|pattern| self.may_read(pattern)),
-                Err(error) => return self.end(error.into()),
-            };
-            let qos = match entry.sub_opts().qos() {
-                WireQos::AtMostOnce => Qos::AtMostOnce,
-                WireQos::AtLeastOnce | WireQos::ExactlyOnce => Qos::AtLeastOnce,
-            };
-            let known = self.subscriptions.contains(filter);
-            let granted = pattern
-                .map(|pattern| (pattern, qos))
-                .filter(|(pattern, _)| {
-                    new += usize::from(!known);
-                    new_wild += usize::from(!known && pattern.agents == Agents::All);
-                    self.subscriptions.len() + new <= SUBSCRIPTIONS_LEN
-                        && self.subscriptions.wild_len() + new_wild <= WILD_LEN
-                });
-            requests.push(Request {
-                filter: filter.to_owned(),
-                granted,
-            });
-        }
-        self.effects
-            .push(Effect::Subscribe(subscribe.packet_id(), requests));
-    }
-
-    /// Whether there can be anything for this client in what `pattern` matches. What is delivered is asked
-    /// again, topic by topic.
-    fn may_read(&self, pattern: &Pattern) -> bool {
-        let mut machine = self.peer.machine();
-        match &pattern.agents {
-            // A machine asks for its own and nothing else: a wildcard is a mistake or a probe.
-            Agents::All if self.peer.role == Role::Agent => return false,
-            Agents::All => {}
-            Agents::One(agent) => machine.agent = agent.clone(),
-        }
-        Channel::ALL
-            .into_iter()
-            .any(|channel| pattern.channels.hold(channel) && self.allows(&machine.topic(channel)))
-    }
-
-    /// Whether the client may read a topic.
-    pub(crate) fn allows(&self, topic: &Topic) -> bool {
-        self.policy.rules.allow(&self.peer, Access::Read, topic)
-    }
-
-    /// The subscriptions of a SUBSCRIBE are in place and their snapshots read, one for each that was granted.
-    pub(crate) fn subscribed(
-        &mut self,
-        packet_id: u16,
-        requests: Vec<Request>,
-        snapshots: Vec<Snapshot>,
-    ) {
-        let codes = requests
-            .iter()
-            .map(|request| request.granted.as_ref().map(|(_, qos)| *qos));
-        self.frames
-            .suback(packet_id, codes.collect(), &mut self.output);
-        let granted = requests.into_iter().filter_map(|request| {
-            let (pattern, qos) = request.granted?;
-            Some((request.filter, pattern, qos))
+            Ended::Disconnected
         });
-        for ((filter, pattern, qos), snapshot) in granted.zip(snapshots) {
-            self.subscriptions.insert(Subscription {
-                filter,
-                pattern,
-                qos,
-                as_of: snapshot.as_of,
-            });
-            for message in snapshot.messages {
-                self.outbox.push(Delivery {
-                    qos: qos.min(message.qos),
-                    message,
-                    retained: true,
-                });
-            }
-        }
-    }
-
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) {
-        for filter in unsubscribe.entries() {
-            if let Some(agent) = self.subscriptions.remove(filter.as_str()) {
-                self.effects.push(Effect::Unwatch(agent));
-            }
-        }
-        if self.subscriptions.wild_len() == 0 {
-            self.effects.push(Effect::UnwatchAll);
-        }
-        self.frames
-            .unsuback(unsubscribe.packet_id(), &mut self.output);
-    }
-
-    /// The machines that its subscriptions name.
-    pub(crate) fn machines(&self) -> Vec<Machine> {
-        let agents = self.subscriptions.agents();
-        agents
-            .map(|agent| Machine::new(self.peer.fleet.clone(), agent.clone()))
-            .collect()
+        Ok(())
     }
 
     /// Takes an event of the inbox.
     pub(crate) fn on(&mut self, event: Event) {
         match event {
             Event::Settled(ticket, outcome) => self.settled(ticket, outcome),
-            Event::Message(message, via) => self.deliver(message, via),
+            Event::Message(message, via) => self.kept.deliver(message, via, false),
             Event::Gap(channel, since) => self.effects.push(Effect::Refresh(channel, since)),
         }
     }
 
-    /// What became of a publication.
-    pub(crate) fn settled(&mut self, ticket: Ticket, outcome: Outcome) {
-        match outcome {
-            Outcome::Retained | Outcome::Repeat => {
-                self.acks.settle(ticket);
-                while let Some(packet_id) = self.acks.next() {
-                    self.frames.puback(packet_id, &mut self.output);
-                }
-            }
-            // Not acknowledged: MQTT 3.1.1 has no other way to say no.
-            Outcome::Refused(refusal) => self.end(refusal.into()),
-        }
+    fn speaks_v5(&self) -> bool {
+        self.frames.protocol() == Protocol::V5
     }
+}
 
-    fn deliver(&mut self, message: Arc<Message>, via: Via) {
-        if !self.allows(&message.topic) {
-            return;
-        }
-        if let Some(qos) = self.subscriptions.wants(&message, via) {
-            self.outbox.push(Delivery {
-                message,
-                qos,
-                retained: false,
-            });
-        }
-    }
-
-    /// What the router had skipped on `channel` was read from the store.
-    pub(crate) fn refreshed(&mut self, channel: Channel, changes: Snapshot) {
-        for message in changes.messages {
-            self.deliver(message, Via::Router);
-        }
-        self.subscriptions.refresh(channel, changes.as_of);
-    }
+/// A refusal as MQTT 5 says it.
+fn verdict(refusal: &Ended) -> Verdict {
+    Verdict::Refused(refusal.code(), refusal.explain())
 }
 
 #[cfg(test)]

@@ -19,8 +19,11 @@ const RELAYED_LEN: usize = 256;
 pub(crate) struct Delivery {
     pub(crate) message: Arc<Message>,
     pub(crate) qos: Qos,
-    /// It is what was retained when the client subscribed, not news.
-    pub(crate) retained: bool,
+    /// The retain flag: it is what was retained when the client subscribed, not news; or the client wants the
+    /// flag as it was published.
+    pub(crate) retain: bool,
+    /// Of the subscriptions that it matches, on MQTT 5.
+    pub(crate) identifiers: Vec<u32>,
 }
 
 /// The queue of one session.
@@ -54,9 +57,11 @@ impl Outbox {
     }
 
     /// Takes the first one out.
-    pub(crate) fn pop(&mut self) {
-        if let Some(delivery) = self.queue.pop_front()
-            && delivery.message.commit.is_none()
+    pub(crate) fn pop(&mut self) -> Option<Delivery> {
+        let first = self.queue.pop_front();
+        if first
+            .as_ref()
+            .is_some_and(|delivery| delivery.message.commit.is_none())
         {
             self.relayed -= 1;
         }
@@ -67,6 +72,11 @@ impl Outbox {
                 ..Self::default()
             };
         }
+        first
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -94,14 +104,14 @@ impl Outbox {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use hoist_protocol::{AgentName, Channel, FleetName, Machine};
 
     use crate::message::Commit;
 
     use super::*;
 
-    fn delivery(agent: usize, commit: Option<u64>) -> Delivery {
+    pub(crate) fn delivery(agent: usize, commit: Option<u64>) -> Delivery {
         let channel = if commit.is_some() {
             Channel::Status
         } else {
@@ -119,15 +129,15 @@ mod tests {
                 extras: None,
             }),
             qos: Qos::AtLeastOnce,
-            retained: false,
+            retain: false,
+            identifiers: Vec::new(),
         }
     }
 
     fn drain(mut outbox: Outbox) -> Vec<Option<u64>> {
         let mut commits = Vec::new();
-        while let Some(front) = outbox.front() {
-            commits.push(front.message.commit.map(Commit::number));
-            outbox.pop();
+        while let Some(first) = outbox.pop() {
+            commits.push(first.message.commit.map(Commit::number));
         }
         commits
     }

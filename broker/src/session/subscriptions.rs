@@ -4,7 +4,7 @@ use hoist_protocol::{AgentName, Channel, Topic};
 
 use crate::guard::{Agents, Pattern};
 use crate::inbox::Via;
-use crate::message::{Commit, Message, Qos};
+use crate::message::{Author, Commit, Message, Qos};
 
 /// One granted subscription.
 #[derive(Clone, Debug)]
@@ -13,8 +13,22 @@ pub(crate) struct Subscription {
     pub(crate) filter: String,
     pub(crate) pattern: Pattern,
     pub(crate) qos: Qos,
+    /// What the client has published itself does not come back.
+    pub(crate) no_local: bool,
+    /// Messages keep the retain flag that they were published with.
+    pub(crate) retain_as_published: bool,
+    /// The client's number for it.
+    pub(crate) identifier: Option<u32>,
     /// The last commit that its snapshot holds: what comes up to it has been delivered.
     pub(crate) as_of: Commit,
+}
+
+/// How a message is to be delivered.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Wanted {
+    pub(crate) qos: Qos,
+    pub(crate) retain: bool,
+    pub(crate) identifiers: Vec<u32>,
 }
 
 /// The subscriptions of one session.
@@ -36,13 +50,6 @@ impl Subscriptions {
     /// How many are served by the router.
     pub(crate) fn wild_len(&self) -> usize {
         self.wild.len()
-    }
-
-    pub(crate) fn contains(&self, filter: &str) -> bool {
-        let exact = self.exact.iter().map(|(_, subscription)| subscription);
-        exact
-            .chain(&self.wild)
-            .any(|subscription| subscription.filter == filter)
     }
 
     /// Adds one; the same filter again replaces the one before.
@@ -80,31 +87,28 @@ impl Subscriptions {
         self.exact.iter().map(|(agent, _)| agent)
     }
 
-    /// The QoS at which a message is delivered; none when no subscription wants it, or has it already.
-    pub(crate) fn wants(&self, message: &Message, via: Via) -> Option<Qos> {
-        let new = |subscription: &Subscription| {
-            message
-                .commit
-                .is_none_or(|commit| commit > subscription.as_of)
-                && subscription.pattern.matches(&message.topic)
-        };
-        let granted = match via {
-            Via::Direct => self
-                .of(&message.topic)
-                .iter()
-                .map(|(_, subscription)| subscription)
-                .filter(|subscription| new(subscription))
-                .map(|subscription| subscription.qos)
-                .max(),
+    /// The commit up to which the subscription with this filter has everything, when there is one.
+    pub(crate) fn as_of(&self, filter: &str) -> Option<Commit> {
+        let exact = self.exact.iter().map(|(_, subscription)| subscription);
+        let mut all = exact.chain(&self.wild);
+        let found = all.find(|subscription| subscription.filter == filter)?;
+        Some(found.as_of)
+    }
+
+    /// How a message is delivered to the session `me`; none when no subscription wants it, or has it already.
+    pub(crate) fn wants(&self, message: &Message, via: Via, me: Author) -> Option<Wanted> {
+        match via {
+            Via::Direct => {
+                let of_machine = self.of(&message.topic).iter();
+                wanted(
+                    of_machine.map(|(_, subscription)| subscription),
+                    message,
+                    me,
+                )
+            }
             Via::Router if self.is_refreshed(message) => None,
-            Via::Router => self
-                .wild
-                .iter()
-                .filter(|subscription| new(subscription))
-                .map(|subscription| subscription.qos)
-                .max(),
-        };
-        granted.map(|qos| qos.min(message.qos))
+            Via::Router => wanted(self.wild.iter(), message, me),
+        }
     }
 
     /// Notes that everything of `channel` up to `as_of` was read from the store.
@@ -127,6 +131,34 @@ impl Subscriptions {
     }
 }
 
+/// One delivery for all of the subscriptions that want a message (section 3.3.5 of MQTT 3.1.1 and 3.3.4 of MQTT 5).
+fn wanted<'a>(
+    subscriptions: impl Iterator<Item = &'a Subscription>,
+    message: &Message,
+    me: Author,
+) -> Option<Wanted> {
+    let mut wanted: Option<Wanted> = None;
+    for subscription in subscriptions {
+        let new = message
+            .commit
+            .is_none_or(|commit| commit > subscription.as_of);
+        let own = subscription.no_local && message.author == me;
+        if !new || own || !subscription.pattern.matches(&message.topic) {
+            continue;
+        }
+        let all = wanted.get_or_insert(Wanted {
+            qos: Qos::AtMostOnce,
+            retain: false,
+            identifiers: Vec::new(),
+        });
+        all.qos = all.qos.max(subscription.qos.min(message.qos));
+        // Everything on a retained channel was published with the flag, and nothing else was.
+        all.retain |= subscription.retain_as_published && message.commit.is_some();
+        all.identifiers.extend(subscription.identifier);
+    }
+    wanted
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -144,6 +176,9 @@ mod tests {
             filter: filter.to_owned(),
             pattern: Pattern::parse(filter, &fleet()).unwrap().unwrap(),
             qos,
+            no_local: false,
+            retain_as_published: false,
+            identifier: None,
             as_of: Commit::new(as_of),
         }
     }
@@ -160,12 +195,44 @@ mod tests {
         }
     }
 
+    const ME: Author = Author(7);
+
+    fn qos(subscriptions: &Subscriptions, message: &Message, via: Via) -> Option<Qos> {
+        subscriptions
+            .wants(message, via, ME)
+            .map(|wanted| wanted.qos)
+    }
+
+    #[test]
+    fn mqtt_5_says_which_subscriptions_and_whose_message() {
+        let mut subscriptions = Subscriptions::default();
+        for (filter, identifier, no_local, retain_as_published) in [
+            ("hoist/v1/prod/web-1/+", 3, false, false),
+            ("hoist/v1/prod/web-1/status", 9, true, true),
+        ] {
+            subscriptions.insert(Subscription {
+                identifier: Some(identifier),
+                no_local,
+                retain_as_published,
+                ..to(filter, Qos::AtMostOnce, 0)
+            });
+        }
+        let mut status = message("web-1", Channel::Status, 1);
+        let wanted = subscriptions.wants(&status, Via::Direct, ME).unwrap();
+        assert_eq!((wanted.identifiers, wanted.retain), (vec![3, 9], true));
+        status.author = ME;
+        let wanted = subscriptions.wants(&status, Via::Direct, ME).unwrap();
+        assert_eq!((wanted.identifiers, wanted.retain), (vec![3], false));
+    }
+
     #[test]
     fn what_the_snapshot_held_does_not_come_again() {
         let mut subscriptions = Subscriptions::default();
         subscriptions.insert(to("hoist/v1/prod/web-1/+", Qos::AtLeastOnce, 5));
-        let wants =
-            |commit| subscriptions.wants(&message("web-1", Channel::Status, commit), Via::Direct);
+        let wants = |commit| {
+            let message = message("web-1", Channel::Status, commit);
+            qos(&subscriptions, &message, Via::Direct)
+        };
         assert_eq!(wants(5), None);
         assert_eq!(wants(6), Some(Qos::AtLeastOnce));
     }
@@ -177,24 +244,28 @@ mod tests {
         subscriptions.insert(to("hoist/v1/prod/web-1/status", Qos::AtLeastOnce, 0));
         let mut status = message("web-1", Channel::Status, 1);
         assert_eq!(
-            subscriptions.wants(&status, Via::Direct),
+            qos(&subscriptions, &status, Via::Direct),
             Some(Qos::AtLeastOnce)
         );
         status.qos = Qos::AtMostOnce;
         assert_eq!(
-            subscriptions.wants(&status, Via::Direct),
+            qos(&subscriptions, &status, Via::Direct),
             Some(Qos::AtMostOnce)
         );
         let history = message("web-1", Channel::History, 1);
         assert_eq!(
-            subscriptions.wants(&history, Via::Direct),
+            qos(&subscriptions, &history, Via::Direct),
             Some(Qos::AtMostOnce)
         );
         assert_eq!(
-            subscriptions.wants(&message("web-2", Channel::Status, 1), Via::Direct),
+            qos(
+                &subscriptions,
+                &message("web-2", Channel::Status, 1),
+                Via::Direct
+            ),
             None
         );
-        assert_eq!(subscriptions.wants(&history, Via::Router), None);
+        assert_eq!(qos(&subscriptions, &history, Via::Router), None);
     }
 
     #[test]
@@ -216,9 +287,12 @@ mod tests {
         subscriptions.insert(to("hoist/v1/prod/+/+", Qos::AtLeastOnce, 0));
         subscriptions.refresh(Channel::Status, Commit::new(9));
         let wants = |channel, commit| {
-            subscriptions
-                .wants(&message("web-1", channel, commit), Via::Router)
-                .is_some()
+            qos(
+                &subscriptions,
+                &message("web-1", channel, commit),
+                Via::Router,
+            )
+            .is_some()
         };
         assert!(!wants(Channel::Status, 9));
         assert!(wants(Channel::Status, 10));

@@ -1,4 +1,5 @@
 use bytes::BytesMut;
+use hoist_certs::Role;
 use hoist_protocol::{FleetName, Topic};
 use proptest::prelude::*;
 use rumqttc::{
@@ -6,14 +7,20 @@ use rumqttc::{
     Subscribe as SubscribePacket,
 };
 
+use crate::guard::Access;
 use crate::guard::tests::peer;
+use crate::inbox::Via;
+use crate::store::{Outcome, Snapshot};
 
+use super::delivery::OUTPUT_LEN;
 use super::*;
 
 fn policy() -> Arc<Policy> {
     Arc::new(Policy {
         rules: Rules::default(),
-        deploys: Arc::new(Deploys::new(None)),
+        deploys: Arc::new(Deploys::unsigned()),
+        limits: SessionLimits::default(),
+        clock: || 1_000_000,
     })
 }
 
@@ -38,7 +45,7 @@ fn open(role: Role, id: &str) -> Session {
     let mut session = session(role);
     session.receive(&bytes(&Packet::Connect(connect(id))));
     assert!(
-        matches!(&session.take_effects()[..], [Effect::Claim(_)]),
+        matches!(&session.take_effects()[..], [Effect::Claim(claim)] if !claim.outlives),
         "{:?}",
         session.ended()
     );
@@ -96,9 +103,13 @@ fn a_publish_is_acknowledged_when_the_store_says_so_and_not_before() {
 #[test]
 fn a_client_that_sends_too_much_at_once_is_read_no_further() {
     let mut session = open(Role::Agent, "web-1");
-    let many = publish(STATUS, QoS::AtLeastOnce, true, "{}").repeat(UNSETTLED_LEN + 1);
+    let many = publish(STATUS, QoS::AtLeastOnce, true, "{}")
+        .repeat(SessionLimits::default().unsettled + 1);
     let taken = session.receive(&many);
-    assert_eq!(taken, many.len() / (UNSETTLED_LEN + 1) * UNSETTLED_LEN);
+    assert_eq!(
+        taken,
+        many.len() / (SessionLimits::default().unsettled + 1) * SessionLimits::default().unsettled
+    );
     assert!(!session.wants_input());
     assert_eq!(session.ended(), None);
     for effect in session.take_effects() {
@@ -143,7 +154,7 @@ fn a_client_that_acknowledges_nothing_has_a_bounded_number_in_flight() {
         session.on(Event::Message(message(n), Via::Direct));
     }
     let first = packets(&mut session);
-    assert_eq!(first.len(), INFLIGHT_LEN);
+    assert_eq!(first.len(), SessionLimits::default().inflight);
     assert!(session.has_backlog());
     let Packet::Publish(publish) = &first[0] else {
         panic!("{:?}", first[0]);
@@ -203,6 +214,10 @@ fn what_was_missed_is_read_from_the_store_and_comes_once() {
     assert_eq!(packets(&mut session).len(), 1);
 }
 
+fn will(session: Session) -> Option<Admitted> {
+    session.into_remains().will.map(|will| will.publication(0))
+}
+
 #[test]
 fn a_will_is_left_unless_the_client_said_goodbye() {
     let with_will = || {
@@ -216,16 +231,14 @@ fn a_will_is_left_unless_the_client_said_goodbye() {
     let mut lost = with_will();
     lost.claimed();
     lost.end(Ended::Lost("broken pipe".to_owned()));
-    assert!(
-        matches!(lost.into_will(), Some(Admitted::Store(will)) if &*will.payload == b"offline")
-    );
+    assert!(matches!(will(lost), Some(Admitted::Store(will)) if &*will.payload == b"offline"));
     let mut goodbye = with_will();
     goodbye.claimed();
     goodbye.receive(&bytes(&Packet::Disconnect));
-    assert!(goodbye.into_will().is_none());
+    assert!(will(goodbye).is_none());
     let mut never_open = with_will();
     never_open.end(Ended::Stopping);
-    assert!(never_open.into_will().is_none());
+    assert!(will(never_open).is_none());
 }
 
 #[test]
@@ -287,7 +300,8 @@ proptest! {
                 }
                 for effect in effects {
                     match effect {
-                        Effect::Claim(id) => {
+                        Effect::Claim(claim) => {
+                            let id = claim.client_id;
                             prop_assert!(id == "web-1" || id.starts_with("web-1."), "{}", id);
                             session.claimed();
                         }
@@ -301,11 +315,11 @@ proptest! {
                             session.settled(ticket, Outcome::Retained);
                         }
                         Effect::Subscribe(id, requests) => {
-                            let granted = requests.iter().filter(|r| r.granted.is_some()).count();
+                            let granted = requests.iter().filter(|r| r.granted.is_ok()).count();
                             let snapshots = (0..granted).map(|_| Snapshot::default()).collect();
                             session.subscribed(id, requests, snapshots);
                         }
-                        Effect::Unwatch(_) | Effect::UnwatchAll | Effect::Refresh(..) => {}
+                        Effect::Refused(_) | Effect::Unwatch(_) | Effect::UnwatchAll | Effect::Refresh(..) => {}
                     }
                 }
             }

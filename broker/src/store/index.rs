@@ -7,6 +7,7 @@ use std::sync::Arc;
 use hoist_protocol::{AgentName, Channel, FleetName, Machine, Presence, Topic};
 
 use super::Publication;
+use super::quota::Usage;
 use crate::guard::{Agents, Pattern};
 use crate::message::{Author, Commit, Message, Qos};
 
@@ -28,6 +29,10 @@ type Slots = [Option<Arc<Message>>; RETAINED.len()];
 pub(crate) struct Index {
     fleets: HashMap<FleetName, BTreeMap<AgentName, Slots>>,
     last: Commit,
+    /// What each fleet retains.
+    usage: HashMap<FleetName, Usage>,
+    /// How many messages are retained.
+    len: usize,
 }
 
 /// What was retained at one moment.
@@ -105,8 +110,32 @@ impl Index {
             author,
             extras,
         });
-        slots[slot] = Some(Arc::clone(&message));
+        let before = slots[slot].replace(Arc::clone(&message));
+        let usage = self.usage.entry(message.topic.machine.fleet.clone());
+        usage.or_default().change(before.as_deref(), &message);
+        self.len -= usize::from(before.is_some_and(|before| !before.is_clear()));
+        self.len += usize::from(!message.is_clear());
         Some(message)
+    }
+
+    /// What a fleet retains.
+    pub(super) fn usage(&self, fleet: &FleetName) -> Usage {
+        self.usage.get(fleet).copied().unwrap_or_default()
+    }
+
+    /// How many messages are retained.
+    pub(super) const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// All retained messages on topics that `wanted` picks.
+    pub(super) fn all(&self, wanted: impl Fn(&Topic) -> bool) -> Vec<Arc<Message>> {
+        let slots = self.fleets.values().flat_map(BTreeMap::values);
+        let messages = slots.flatten().flatten();
+        messages
+            .filter(|message| !message.is_clear() && wanted(&message.topic))
+            .cloned()
+            .collect()
     }
 
     /// What is retained in `fleet`, of what `pattern` matches and `allow` lets through.

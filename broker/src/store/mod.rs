@@ -6,6 +6,8 @@
 
 mod disk;
 mod index;
+mod log;
+mod quota;
 mod writer;
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -18,11 +20,23 @@ use crate::deploys::{DeployRefusal, Deploys, Proof};
 use crate::guard::Pattern;
 use crate::inbox::{Inbox, Ticket};
 use crate::message::{Author, Commit, Extras, Message, Qos};
+use crate::observe::{Observer, Origin, Reason};
 
 pub use disk::StoreError;
+pub(crate) use disk::{Stored, write_backup};
 use index::Index;
 pub(crate) use index::Snapshot;
+pub(crate) use log::Folder;
 use writer::Writer;
+
+/// The folder of the store in the broker's state folder, and the file in it.
+pub(crate) const STORE_FOLDER: &str = "store";
+pub(crate) use log::FILE as LOG_FILE;
+
+/// What is done to a store without a broker.
+pub(crate) mod maintain {
+    pub(crate) use super::disk::{count, read, replace, take, write_closed};
+}
 
 /// Most publications that wait for the writer, of all connections together; more make their connections wait.
 const QUEUE_LEN: usize = 4096;
@@ -48,13 +62,42 @@ pub(crate) enum Outcome {
     Repeat,
     /// It may not take the place of what is retained.
     Refused(DeployRefusal),
+    /// It cannot be stored now. What is retained is as it was.
+    Unavailable(Unavailable),
 }
 
-/// Who is told what became of a publication. Nobody is told when the commit fails: the process ends.
+/// Why nothing can be stored now.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum Unavailable {
+    /// The disk is full, or has failed.
+    #[error("the broker's disk takes nothing now")]
+    Disk,
+    /// The audit log cannot be written, and deployments must not go on without it.
+    #[error("the broker's audit log cannot be written")]
+    Audit,
+    /// The fleet retains as much as it may.
+    #[error(
+        "the fleet's quota of retained messages is used up (max_retained_messages, max_retained_bytes)"
+    )]
+    Quota,
+}
+
+impl Unavailable {
+    /// As a word for counters and the audit log.
+    pub(crate) const fn reason(self) -> Reason {
+        match self {
+            Self::Disk => Reason::Store,
+            Self::Audit => Reason::Audit,
+            Self::Quota => Reason::Quota,
+        }
+    }
+}
+
+/// Who is told what became of a publication.
 #[derive(Debug)]
 pub(crate) enum Reply {
-    /// A session.
-    Session(Arc<Inbox>, Ticket),
+    /// A session; for a deployment with who it is, which the audit log tells.
+    Session(Arc<Inbox>, Ticket, Option<Arc<Origin>>),
     /// Somebody who waits.
     Waiting(oneshot::Sender<Outcome>),
 }
@@ -78,13 +121,11 @@ pub(crate) struct Running {
 
 impl Running {
     /// Waits until the writer has ended: without an error when all handles are gone, all that was queued is
-    /// durable and the database is closed.
+    /// durable and the file is closed.
     pub(crate) async fn ended(&mut self) -> Result<(), StoreError> {
         match (&mut self.ended).await {
             Ok(result) => result,
-            Err(_) => Err(StoreError::Thread(std::io::Error::other(
-                "the writer thread has panicked",
-            ))),
+            Err(_) => Err(StoreError::Panicked),
         }
     }
 }
@@ -95,13 +136,14 @@ impl Store {
     pub(crate) fn open(
         path: &Utf8Path,
         deploys: Arc<Deploys>,
+        observer: Observer,
         tell: impl FnMut(&Arc<Message>) -> Result<(), crate::router::RouterError> + Send + 'static,
     ) -> Result<(Self, Running), StoreError> {
-        let disk = disk::Disk::open(path)?;
-        let index = Arc::new(RwLock::new(Index::of_stored(disk.load()?)));
+        let (disk, stored) = disk::Disk::open(path)?;
+        let index = Arc::new(RwLock::new(Index::of_stored(stored)));
         let (queue, publications) = mpsc::channel(QUEUE_LEN);
         let (done, ended) = oneshot::channel();
-        let writer = Writer::new(disk, Arc::clone(&index), deploys, tell);
+        let writer = Writer::new(disk, Arc::clone(&index), deploys, observer, tell);
         std::thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || {
@@ -130,6 +172,11 @@ impl Store {
         let (reply, outcome) = oneshot::channel();
         self.publish(publication, Reply::Waiting(reply)).await?;
         outcome.await.map_err(|_| StoreEnded)
+    }
+
+    /// Everything that is retained and outlives the process: what a backup holds.
+    pub(crate) fn durable(&self) -> Vec<Arc<Message>> {
+        self.read().all(writer::is_durable)
     }
 
     /// What is retained in `fleet`, of what `pattern` matches and `allow` lets through.

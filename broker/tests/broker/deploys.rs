@@ -15,7 +15,13 @@ fn key(seed: u8) -> SigningKey {
     SigningKey::from_seed(KeyName::new("ci").unwrap(), &[seed; 32].into())
 }
 
-fn deployment(fleet: &str, agent: &str, epoch: u32, sequence: u64, by: &SigningKey) -> Vec<u8> {
+pub(crate) fn deployment(
+    fleet: &str,
+    agent: &str,
+    epoch: u32,
+    sequence: u64,
+    by: &SigningKey,
+) -> Vec<u8> {
     let path = format!("/nix/store/{}-system", "a".repeat(32));
     let now = Timestamp::from_ms(1_700_000_000_000);
     let parts = DeploymentParts {

@@ -10,16 +10,16 @@ use tempfile::TempDir;
 
 use crate::support::{Broker, World, name, topic};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_hoist-broker");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_hoist-broker");
 
 /// A folder with certificates and a configuration.
-struct Folder {
-    world: World,
-    dir: TempDir,
+pub(crate) struct Folder {
+    pub(crate) world: World,
+    pub(crate) dir: TempDir,
 }
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let world = World::new();
         let dir = TempDir::new().unwrap();
         let hosts = ["localhost".parse().unwrap()];
@@ -38,7 +38,7 @@ impl Folder {
     }
 
     /// The command, run by a shell with `wrapper` before it.
-    fn command(&self, wrapper: &str, flags: &str) -> Command {
+    pub(crate) fn command(&self, wrapper: &str, flags: &str) -> Command {
         let mut command = Command::new("sh");
         let script = format!("{wrapper} {PROGRAM} run --config broker.toml {flags}");
         command
@@ -62,9 +62,9 @@ impl Folder {
 }
 
 /// A broker in a process of its own, killed when it is dropped.
-struct Running {
-    child: Child,
-    broker: Broker,
+pub(crate) struct Running {
+    pub(crate) child: Child,
+    pub(crate) broker: Broker,
 }
 
 impl Drop for Running {
@@ -74,7 +74,7 @@ impl Drop for Running {
     }
 }
 
-fn start(mut command: Command) -> Running {
+pub(crate) fn start(mut command: Command) -> Running {
     let mut child = command.spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().unwrap())
@@ -93,13 +93,13 @@ fn start(mut command: Command) -> Running {
 }
 
 impl Running {
-    fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     }
 
     /// Waits for its end: the exit code, and what it said.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub(crate) fn end(mut self) -> (Option<i32>, String) {
         let mut said = String::new();
         self.child
             .stderr
@@ -134,49 +134,6 @@ async fn it_says_when_it_is_ready_and_ends_well_on_sigterm() {
         said.contains("no trusted_keys"),
         "a broker without keys says so: {said}"
     );
-}
-
-#[tokio::test]
-async fn after_kill_9_everything_acknowledged_is_there() {
-    let folder = Folder::new();
-    let running = start(folder.command("exec", ""));
-    let mut agent = folder.world.agent(&running.broker, "web-1").await;
-    let mut acknowledged = 0;
-    for n in 1..=200 {
-        assert!(agent.retain(&topic("web-1", "status"), n.to_string()).await);
-        acknowledged = n;
-    }
-    drop(running);
-    let running = start(folder.command("exec", ""));
-    let mut monitor = folder.world.monitor(&running.broker).await;
-    monitor.subscribe(&[&topic("web-1", "status")]).await;
-    assert_eq!(monitor.message().await.payload, acknowledged.to_string());
-}
-
-#[tokio::test]
-async fn a_disk_that_takes_no_more_ends_it_and_what_is_not_durable_is_not_acknowledged() {
-    let folder = Folder::new();
-    // A file system of 2 MB, in a mount namespace of the broker's own.
-    let wrapper = "mkdir state && exec unshare --map-root-user --mount sh -c \
-                  'mount -t tmpfs -o size=2m none state && exec \"$@\"' sh";
-    let running = start(folder.command(wrapper, ""));
-    let mut agent = folder.world.agent(&running.broker, "web-1").await;
-    let mut acknowledged = 0;
-    let payload = "x".repeat(10_000);
-    while agent
-        .retain(
-            &topic("web-1", "status"),
-            format!("{acknowledged} {payload}"),
-        )
-        .await
-    {
-        acknowledged += 1;
-        assert!(acknowledged < 10_000, "the disk was never full");
-    }
-    let (code, said) = running.end();
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("cannot write to the store"), "{said}");
-    assert!(acknowledged > 0);
 }
 
 #[test]

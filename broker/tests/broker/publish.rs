@@ -70,15 +70,7 @@ async fn what_may_not_be_published_closes_and_leaves_nothing() {
     let broker = world.start().await;
     let large = vec![b'x'; limits::STATUS_LEN + 1];
     type Case<'a> = (&'a str, Role, String, QoS, bool, &'a [u8]);
-    let cases: [Case<'_>; 12] = [
-        (
-            "QoS 2",
-            Role::Agent,
-            topic("web-1", "status"),
-            QoS::ExactlyOnce,
-            true,
-            b"x",
-        ),
+    let cases: [Case<'_>; 11] = [
         (
             "a status that is not retained",
             Role::Agent,

@@ -94,7 +94,7 @@ async fn a_damaged_store_is_named_and_not_overwritten() {
     };
     let text = error.to_string();
     assert!(text.contains(world.state().as_str()), "{text}");
-    assert!(text.contains("move it away"), "{text}");
+    assert!(text.contains("move the file away"), "{text}");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use hoist_certs::Role;
-use rumqttc::{Packet, QoS, SubscribeReasonCode};
+use rumqttc::{Packet, PubComp, PubRec, PubRel, QoS, SubscribeReasonCode};
 
 use crate::support::{Broker, World, topic};
 
@@ -45,15 +45,22 @@ async fn delivery_is_as_sure_as_both_sides_want() {
     for (subscribed, granted) in [
         (QoS::AtMostOnce, QoS::AtMostOnce),
         (QoS::AtLeastOnce, QoS::AtLeastOnce),
-        (QoS::ExactlyOnce, QoS::AtLeastOnce),
+        (QoS::ExactlyOnce, QoS::ExactlyOnce),
     ] {
-        for published in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        for published in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
             let mut monitor = world.monitor(&broker).await;
             let codes = monitor.subscribe_at(&[&status], subscribed).await;
             assert_eq!(codes, [SubscribeReasonCode::Success(granted)]);
             agent.send_publish(&status, published, true, b"news").await;
-            if published == QoS::AtLeastOnce {
-                assert!(matches!(agent.next().await, Some(Packet::PubAck(_))));
+            match published {
+                QoS::AtMostOnce => {}
+                QoS::AtLeastOnce => assert!(matches!(agent.next().await, Some(Packet::PubAck(_)))),
+                QoS::ExactlyOnce => {
+                    let id = agent.last_id();
+                    assert_eq!(agent.next().await, Some(Packet::PubRec(PubRec::new(id))));
+                    agent.send(Packet::PubRel(PubRel::new(id))).await;
+                    assert_eq!(agent.next().await, Some(Packet::PubComp(PubComp::new(id))));
+                }
             }
             let mut message = monitor.message().await;
             if message.retain {

@@ -1,6 +1,6 @@
 //! A broker in this process, and clients that see every packet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use hoist_certs::authority::{Authority, Issued, days};
 use hoist_certs::{Credentials, Pem, Role};
 use hoist_protocol::{AgentName, FleetName};
 use rumqttc::{
-    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, Publish, QoS, SubscribeFilter,
-    SubscribeReasonCode,
+    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, PubComp, PubRec, PubRel,
+    Publish, QoS, SubscribeFilter, SubscribeReasonCode,
 };
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;
@@ -38,6 +38,8 @@ pub(crate) struct World {
 /// A running broker.
 pub(crate) struct Broker {
     pub(crate) address: SocketAddr,
+    /// Where metrics are told, when the options say that they are.
+    pub(crate) metrics: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     pub(crate) done: JoinHandle<Result<(), ServerError>>,
 }
@@ -98,17 +100,7 @@ impl World {
     }
 
     pub(crate) async fn try_start(&self) -> Result<Broker, ServerError> {
-        let server = Server::bind(self.settings()).await?;
-        let address = server.local_addr();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let done = tokio::spawn(server.run(async {
-            stopped.await.ok();
-        }));
-        Ok(Broker {
-            address,
-            stop: Some(stop),
-            done,
-        })
+        Server::bind(self.settings()).await.map(Broker::of)
     }
 
     pub(crate) fn credentials(&self, fleet: &str, role: Role, who: &str) -> Credentials {
@@ -155,10 +147,26 @@ impl World {
 }
 
 impl Broker {
+    /// Runs a server.
+    pub(crate) fn of(server: Server) -> Self {
+        let (address, metrics) = (server.local_addr(), server.metrics_addr());
+        let (stop, stopped) = oneshot::channel::<()>();
+        let done = tokio::spawn(server.run(async {
+            stopped.await.ok();
+        }));
+        Self {
+            address,
+            metrics,
+            stop: Some(stop),
+            done,
+        }
+    }
+
     /// One in another process.
     pub(crate) fn elsewhere(address: SocketAddr) -> Self {
         Self {
             address,
+            metrics: None,
             stop: None,
             done: tokio::spawn(async { Ok(()) }),
         }
@@ -185,6 +193,8 @@ impl Broker {
 pub(crate) struct Client {
     stream: TlsStream<TcpStream>,
     received: BytesMut,
+    /// What came earlier than it was waited for.
+    set_aside: VecDeque<Packet>,
     packet_id: u16,
 }
 
@@ -216,8 +226,19 @@ impl Client {
         Ok(Self {
             stream,
             received: BytesMut::new(),
+            set_aside: VecDeque::new(),
             packet_id: 0,
         })
+    }
+
+    /// The TLS side of the connection.
+    pub(crate) fn connection(&self) -> &rustls::ClientConnection {
+        self.stream.get_ref().1
+    }
+
+    /// What the broker has shown.
+    pub(crate) fn certificate(&self) -> Vec<u8> {
+        self.connection().peer_certificates().unwrap()[0].to_vec()
     }
 
     pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) {
@@ -235,11 +256,25 @@ impl Client {
 
     /// The next packet; none when the broker has closed the connection.
     pub(crate) async fn next(&mut self) -> Option<Packet> {
+        if let Some(packet) = self.set_aside.pop_front() {
+            return Some(packet);
+        }
+        self.next_of(|bytes| match Packet::read(bytes, usize::MAX) {
+            Ok(packet) => Some(packet),
+            Err(rumqttc::mqttbytes::Error::InsufficientBytes(_)) => None,
+            Err(error) => panic!("not a packet: {error}"),
+        })
+        .await
+    }
+
+    /// The next thing that `read` finds in what has come; none when the broker has closed the connection.
+    pub(crate) async fn next_of<T>(
+        &mut self,
+        read: impl Fn(&mut BytesMut) -> Option<T>,
+    ) -> Option<T> {
         loop {
-            match Packet::read(&mut self.received, usize::MAX) {
-                Ok(packet) => return Some(packet),
-                Err(rumqttc::mqttbytes::Error::InsufficientBytes(_)) => {}
-                Err(error) => panic!("not a packet: {error}"),
+            if let Some(found) = read(&mut self.received) {
+                return Some(found);
             }
             let read = self.stream.read_buf(&mut self.received);
             match timeout(PATIENCE, read).await.expect("nothing came") {
@@ -249,20 +284,30 @@ impl Client {
         }
     }
 
-    /// Sends a CONNECT and waits for its answer.
-    pub(crate) async fn connect(&mut self, mut connect: Connect) -> ConnectReturnCode {
+    /// Sends a CONNECT and waits for its answer; there is no session from before.
+    pub(crate) async fn connect(&mut self, connect: Connect) -> ConnectReturnCode {
+        let ack = self.answer_to(connect).await;
+        assert!(
+            !ack.session_present,
+            "nothing was left of an earlier session"
+        );
+        ack.code
+    }
+
+    /// Connects, and returns whether there was a session from before.
+    pub(crate) async fn open(&mut self, connect: Connect) -> bool {
+        let ack = self.answer_to(connect).await;
+        assert_eq!(ack.code, ConnectReturnCode::Success);
+        ack.session_present
+    }
+
+    async fn answer_to(&mut self, mut connect: Connect) -> ConnAck {
         if connect.keep_alive == 0 {
             connect.keep_alive = 600;
         }
         self.send(Packet::Connect(connect)).await;
         match self.next().await {
-            Some(Packet::ConnAck(ConnAck {
-                session_present,
-                code,
-            })) => {
-                assert!(!session_present, "every session is a clean one");
-                code
-            }
+            Some(Packet::ConnAck(ack)) => ack,
             other => panic!("no CONNACK but {other:?}"),
         }
     }
@@ -277,10 +322,15 @@ impl Client {
         let mut publish = Publish::new(topic, qos, payload);
         publish.retain = retain;
         if qos != QoS::AtMostOnce {
-            self.packet_id += 1;
+            self.packet_id = self.packet_id.checked_add(1).unwrap_or(1);
             publish.pkid = self.packet_id;
         }
         self.send(Packet::Publish(publish)).await;
+    }
+
+    /// The packet id of what was sent last.
+    pub(crate) const fn last_id(&self) -> u16 {
+        self.packet_id
     }
 
     /// Publishes at QoS 1 with the retain flag; true when it is acknowledged, false when the broker closes.
@@ -336,8 +386,10 @@ impl Client {
     pub(crate) async fn message(&mut self) -> Arrived {
         match self.next().await {
             Some(Packet::Publish(publish)) => {
-                if publish.qos == QoS::AtLeastOnce {
-                    self.send(Packet::PubAck(PubAck::new(publish.pkid))).await;
+                match publish.qos {
+                    QoS::AtMostOnce => {}
+                    QoS::AtLeastOnce => self.send(Packet::PubAck(PubAck::new(publish.pkid))).await,
+                    QoS::ExactlyOnce => self.receive_once(publish.pkid).await,
                 }
                 Arrived {
                     topic: publish.topic,
@@ -348,6 +400,21 @@ impl Client {
             }
             other => panic!("no message but {other:?}"),
         }
+    }
+
+    /// The rest of an exchange of QoS 2; messages that come meanwhile are for later.
+    async fn receive_once(&mut self, id: u16) {
+        self.send(Packet::PubRec(PubRec::new(id))).await;
+        let mut later = Vec::new();
+        loop {
+            match self.next().await {
+                Some(Packet::PubRel(release)) if release.pkid == id => break,
+                Some(packet) => later.push(packet),
+                None => panic!("no PUBREL"),
+            }
+        }
+        self.set_aside.extend(later);
+        self.send(Packet::PubComp(PubComp::new(id))).await;
     }
 
     /// Topics and payloads of the next `count` messages.

@@ -1,0 +1,160 @@
+//! SUBSCRIBE and UNSUBSCRIBE.
+
+use hoist_certs::Role;
+use hoist_protocol::Channel;
+
+use super::outbox::Delivery;
+use super::subscriptions::Subscription;
+use super::{Effect, Ended, Grant, Request, Session};
+use crate::frame::{Filter, ReasonCode, Retained, Subscribe, Unsubscribe};
+use crate::guard::{Agents, Pattern};
+use crate::store::Snapshot;
+
+/// How many subscriptions the filters of one packet add.
+#[derive(Default)]
+struct Added {
+    all: usize,
+    wild: usize,
+}
+
+impl Session {
+    pub(super) fn subscribe(&mut self, subscribe: Subscribe) -> Result<(), Ended> {
+        let mut added = Added::default();
+        let mut requests = Vec::with_capacity(subscribe.filters.len());
+        for filter in subscribe.filters {
+            let granted = self.grant(&filter, subscribe.identifier, &mut added)?;
+            let filter = filter.filter;
+            requests.push(Request { filter, granted });
+        }
+        self.effects
+            .push(Effect::Subscribe(subscribe.packet_id, requests));
+        Ok(())
+    }
+
+    /// Grants a filter, or says what MQTT 5 answers. What is no filter at all ends a client of MQTT 3.1.1.
+    fn grant(
+        &self,
+        filter: &Filter,
+        identifier: Option<u32>,
+        added: &mut Added,
+    ) -> Result<Result<Grant, ReasonCode>, Ended> {
+        if self.speaks_v5() && filter.filter.starts_with("$share/") {
+            return Ok(Err(ReasonCode::SharedSubscriptionsNotSupported));
+        }
+        let pattern = match Pattern::parse(&filter.filter, &self.peer().fleet) {
+            Ok(Some(pattern)) if self.may_read(&pattern) => pattern,
+            Ok(_) => return Ok(Err(ReasonCode::NotAuthorized)),
+            Err(_) if self.speaks_v5() => return Ok(Err(ReasonCode::TopicFilterInvalid)),
+            Err(error) => return Err(error.into()),
+        };
+        let (subscriptions, limits) = (&self.kept.subscriptions, &self.kept.policy.limits);
+        let is_new = subscriptions.as_of(&filter.filter).is_none();
+        if is_new {
+            added.all += 1;
+            added.wild += usize::from(pattern.agents == Agents::All);
+            let all = subscriptions.len() + added.all;
+            let wild = subscriptions.wild_len() + added.wild;
+            if all > limits.subscriptions || wild > limits.wild_subscriptions {
+                return Ok(Err(ReasonCode::QuotaExceeded));
+            }
+        }
+        Ok(Ok(Grant {
+            pattern,
+            qos: filter.qos,
+            no_local: filter.no_local,
+            retain_as_published: filter.retain_as_published,
+            identifier,
+            retained: match filter.retained {
+                Retained::Always => true,
+                Retained::IfNew => is_new,
+                Retained::Never => false,
+            },
+        }))
+    }
+
+    /// Whether there can be anything for this client in what `pattern` matches. What is delivered is asked
+    /// again, topic by topic.
+    fn may_read(&self, pattern: &Pattern) -> bool {
+        let mut machine = self.peer().machine();
+        match &pattern.agents {
+            // A machine asks for its own and nothing else: a wildcard is a mistake or a probe.
+            Agents::All if self.peer().role == Role::Agent => return false,
+            Agents::All => {}
+            Agents::One(agent) => machine.agent = agent.clone(),
+        }
+        Channel::ALL
+            .into_iter()
+            .any(|channel| pattern.channels.hold(channel) && self.allows(&machine.topic(channel)))
+    }
+
+    /// The subscriptions of a SUBSCRIBE are in place and their snapshots read, one for each that was granted.
+    pub(crate) fn subscribed(
+        &mut self,
+        packet_id: u16,
+        requests: Vec<Request>,
+        snapshots: Vec<Snapshot>,
+    ) {
+        let codes = requests.iter().map(|request| match &request.granted {
+            Ok(grant) => Ok(grant.qos),
+            Err(code) => Err(*code),
+        });
+        self.frames.suback(packet_id, codes, &mut self.output);
+        let granted = requests.into_iter().filter_map(|request| {
+            let grant = request.granted.ok()?;
+            Some((request.filter, grant))
+        });
+        for ((filter, grant), snapshot) in granted.zip(snapshots) {
+            let kept = &mut self.kept;
+            // One that is replaced without its snapshot goes on where it is.
+            let before = kept
+                .subscriptions
+                .as_of(&filter)
+                .filter(|_| !grant.retained);
+            kept.subscriptions.insert(Subscription {
+                filter,
+                pattern: grant.pattern,
+                qos: grant.qos,
+                no_local: grant.no_local,
+                retain_as_published: grant.retain_as_published,
+                identifier: grant.identifier,
+                as_of: before.unwrap_or(snapshot.as_of),
+            });
+            if !grant.retained {
+                continue;
+            }
+            for message in snapshot.messages {
+                kept.outbox.push(Delivery {
+                    qos: grant.qos.min(message.qos),
+                    message,
+                    retain: true,
+                    identifiers: grant.identifier.into_iter().collect(),
+                });
+            }
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) {
+        let mut codes = Vec::with_capacity(unsubscribe.filters.len());
+        for filter in &unsubscribe.filters {
+            let known = self.kept.subscriptions.as_of(filter).is_some();
+            codes.push(if known {
+                ReasonCode::Success
+            } else {
+                ReasonCode::NoSubscriptionExisted
+            });
+            if let Some(agent) = self.kept.subscriptions.remove(filter) {
+                self.effects.push(Effect::Unwatch(agent));
+            }
+        }
+        if self.kept.subscriptions.wild_len() == 0 {
+            self.effects.push(Effect::UnwatchAll);
+        }
+        self.frames
+            .unsuback(unsubscribe.packet_id, codes.into_iter(), &mut self.output);
+    }
+
+    /// What the router had skipped on `channel` was read from the store.
+    pub(crate) fn refreshed(&mut self, channel: Channel, changes: Snapshot) {
+        self.kept.refreshed(channel, changes, false);
+    }
+}
