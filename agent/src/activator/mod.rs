@@ -30,7 +30,6 @@ use hoist_protocol::{DeploymentId, Reason, State, Text};
 use crate::job::{
     Before, BootId, Job, JobError, JobLock, JobResult, Journal, LogWriter, Phase, Record,
 };
-use crate::nix;
 use failure::Failure;
 
 /// How often a job is begun before it has changed anything: what kills the activator at once every time
@@ -244,7 +243,7 @@ impl Activator {
     fn result(&mut self, before: Option<&Before>, outcome: Result<Ending, Failure>) -> JobResult {
         let facts = match before {
             Some(before) => self.facts(before),
-            None => nix::facts(&self.job.spec().profile)
+            None => kinds::facts_here(&self.job.spec().profile, Some(&self.job.spec().target.kind))
                 .map_err(|error| Failure::internal("cannot find out what runs", &error)),
         };
         let facts = facts.unwrap_or_else(|failure| {

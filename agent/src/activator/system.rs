@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use camino::{Utf8Path, Utf8PathBuf};
@@ -74,12 +75,18 @@ pub(super) fn home() -> Result<Utf8PathBuf, Failure> {
 
 /// The name of that account.
 pub(super) fn user() -> Result<String, Failure> {
+    // Found out once: it takes a program, and a status report asks for it.
+    static FOUND: OnceLock<String> = OnceLock::new();
     if let Ok(user) = std::env::var("USER") {
         return Ok(user);
     }
+    if let Some(user) = FOUND.get() {
+        return Ok(user.clone());
+    }
     let cannot = |error| Failure::internal("cannot find out the name of this user", &error);
     let output = Command::new("id").arg("-un").output().map_err(cannot)?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    Ok(FOUND.get_or_init(|| name).clone())
 }
 
 /// The same program in a unit of its own, with the variables of this process that are named, where systemd runs.

@@ -56,19 +56,6 @@ pub fn facts_of_profile(profile: &Utf8Path) -> io::Result<Facts> {
     })
 }
 
-/// The facts for a status report: those of the NixOS system where there is one, otherwise those of the
-/// plain `profile`. Reads links and the files of the boot loader, in less than a millisecond.
-///
-/// # Errors
-/// A link cannot be read.
-pub fn facts(profile: &Utf8Path) -> io::Result<Facts> {
-    if store_path_behind(CURRENT_SYSTEM.into())?.is_some() {
-        facts_of_nixos()
-    } else {
-        facts_of_profile(profile)
-    }
-}
-
 /// What a profile names.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Generation {

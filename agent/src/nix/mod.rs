@@ -20,7 +20,7 @@ use std::ffi::OsString;
 
 pub(crate) use facts::Generation;
 pub use facts::{
-    BOOTED_SYSTEM, CURRENT_SYSTEM, SYSTEM_PROFILE, facts, facts_of_nixos, facts_of_profile,
+    BOOTED_SYSTEM, CURRENT_SYSTEM, SYSTEM_PROFILE, facts_of_nixos, facts_of_profile,
 };
 pub use fetch_error::FetchError;
 pub use progress::FetchEvent;

@@ -12,10 +12,11 @@ use hoist_protocol::{
 use super::own::Own;
 use super::uplink::Uplink;
 use super::{Shell, Signals, core_config, start, watch};
+use crate::activator::kinds;
 use crate::config::Place;
 use crate::error::Error;
 use crate::job::Jobs;
-use crate::{control, ledger, nix};
+use crate::{control, ledger};
 
 /// Why nothing can be done here without an agent.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +125,7 @@ pub(crate) fn preview(place: &Place) -> Result<Preview, Error> {
         now: hoist_certs::program::now(),
         synchronised: false,
         uptime: Duration::ZERO,
-        facts: nix::facts(&place.profile).unwrap_or_default(),
+        facts: kinds::facts_here(&place.profile, ledger.kind()).unwrap_or_default(),
         broker: None,
         warnings: Vec::new(),
     };

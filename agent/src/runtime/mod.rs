@@ -26,13 +26,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
+use crate::activator::kinds;
 use crate::config::Settings;
 use crate::control::{self, Asked, Control, Desk};
 use crate::error::Error;
 use crate::job::{BootId, Job, Jobs, Outage, Trouble};
 use crate::ledger::LedgerFile;
 use crate::mqtt::jittered;
-use crate::nix;
 use broker::{Broker, BrokerEvent, OutageVerdict};
 use own::Own;
 use uplink::Uplink;
@@ -288,7 +288,8 @@ impl Shell {
 
     /// How things are now.
     fn moment(&self) -> Moment {
-        let facts = nix::facts(&self.settings.profile).unwrap_or_else(|error| {
+        let last = self.agent.ledger().kind();
+        let facts = kinds::facts_here(&self.settings.profile, last).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot tell what this machine runs");
             Facts::default()
         });

@@ -8,8 +8,10 @@
 
 mod cgroup;
 mod container;
+mod home;
 mod root;
 mod system;
+mod user;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,8 +29,10 @@ use crate::proxy::Proxy;
 use crate::wait;
 use crate::world::{Options, World, scenario};
 use container::{Container, Place};
+pub use home::Home;
 pub use system::BootedSystem;
 use system::{AgentPackage, NETWORK_CUT};
+pub use user::{Trust, USER, UserMachine};
 
 /// What nspawn exits with when the machine asked for a reboot.
 const REBOOT: i32 = 133;

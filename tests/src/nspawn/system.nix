@@ -2,63 +2,26 @@
 # scripts that a boot and a switch run. No nixpkgs: only /bin/sh and the machine's own programs.
 { spec, repository }:
 let
-  inherit (builtins) attrNames concatStringsSep isAttrs isBool isList map match removeAttrs toJSON;
+  inherit (builtins) attrNames concatStringsSep map removeAttrs toJSON;
   parameters = builtins.fromJSON spec;
-  stub = import (repository + "/nix/tests/stub.nix");
-
-  run = name: attributes: script: derivation ({
-    inherit name;
-    system = builtins.currentSystem;
-    builder = "/bin/sh";
-    args = [ "-euc" script ];
-    PATH = "/usr/bin:/bin";
-    allowSubstitutes = false;
-    preferLocalBuild = true;
-  } // attributes);
-
-  # The package of the agent. `revision` makes another store path of the same program.
-  agentPackage = run "hoist-agent-${parameters.agent.revision}" { inherit (parameters.agent) program; } ''
-    mkdir -p $out/bin
-    cp $program $out/bin/hoist-agent
-    chmod 755 $out/bin/hoist-agent
-  '';
-
-  # As much of TOML as settings need: JSON's strings, numbers, booleans and arrays are TOML's.
-  tomlValue = value:
-    if isAttrs value then
-      "{ ${concatStringsSep ", " (map (key: "${toJSON key} = ${tomlValue value.${key}}") (attrNames value))} }"
-    else if isList value then
-      "[${concatStringsSep ", " (map tomlValue value)}]"
-    else
-      toJSON value;
-  toml = values: concatStringsSep "" (map (key: "${toJSON key} = ${tomlValue values.${key}}\n") (attrNames values));
-
-  # Where a machine has the programs of a package; see `tests/root.sh`.
-  pkgs = stub.pkgs // {
-    coreutils = "/packages/coreutils";
-    util-linux = "/packages/util-linux";
-    formats.toml = _: {
-      type = "toml";
-      generate = name: values: builtins.toFile name (toml values);
-    };
+  common = import (repository + "/tests/src/nspawn/common.nix") {
+    inherit repository;
+    inherit (parameters) agent;
   };
-  around = {
+  inherit (common) quote run section value;
+
+  agentConfig = common.agentConfig "agent.nix" {
     nix.package = "/packages/nix-bin";
     systemd.package = "/packages/systemd";
   };
-  agentModule = import (repository + "/nix/modules/agent.nix") { self.packages = { }; };
-  agentConfig = stub.evaluateConfig pkgs around agentModule "hoist-agent" (parameters.agent.settings // {
-    enable = true;
-    package = agentPackage;
-  });
+  # With what the configuration sets besides the module.
+  agentUnits = agentConfig.systemd // {
+    services = agentConfig.systemd.services // {
+      hoist-agent = agentConfig.systemd.services.hoist-agent // parameters.agentUnit;
+    };
+  };
 
   # What NixOS's modules write for a service: nixpkgs, nixos/lib/systemd-lib.nix, `serviceToUnit`.
-  value = v: if isBool v then (if v then "true" else "false") else toString v;
-  line = name: v: "${name}=${value v}\n";
-  section = values:
-    concatStringsSep "" (map
-      (name: if isList values.${name} then concatStringsSep "" (map (line name) values.${name}) else line name values.${name})
-      (attrNames values));
   unitKeys = {
     description = "Description";
     documentation = "Documentation";
@@ -117,7 +80,7 @@ let
       let others = attrNames (removeAttrs config [ "services" "paths" ]);
       in if others == [ ] then { } else throw "what does NixOS write for systemd.${concatStringsSep ", " others}?"
     );
-  units = (if parameters.agent == null then { } else unitsOf agentConfig.systemd) // parameters.units;
+  units = (if parameters.agent == null then { } else unitsOf agentUnits) // parameters.units;
 
   installUnit = name: ''
     printf '%s' ${quote units.${name}.text} > $out/${name}
@@ -125,7 +88,12 @@ let
     mkdir -p $out/${target}.wants
     ln -s ../${name} $out/${target}.wants/${name}
   '') units.${name}.wantedBy);
-  quote = text: "'${builtins.replaceStrings [ "'" ] [ "'\\''" ] text}'";
+
+  files = if parameters.agent == null then { } else agentConfig.environment.etc;
+  installFile = name: ''
+    mkdir -p "$(dirname $out/etc/${name})"
+    ln -s ${files.${name}.source} $out/etc/${name}
+  '';
 
   etc = run "etc" { inherit (parameters) version; } ''
     mkdir -p $out/etc/systemd
@@ -134,6 +102,7 @@ let
     (out=$units
     ${concatStringsSep "" (map installUnit (attrNames units))}
     )
+    ${concatStringsSep "" (map installFile (attrNames files))}
     echo "$version" > $out/etc/version
   '';
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use camino::Utf8Path;
+use camino::{Utf8Path, Utf8PathBuf};
 use hoist_protocol::StorePath;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::builder::Builder;
 
@@ -36,6 +36,8 @@ struct Spec<'a> {
     version: &'a str,
     kernel: &'a str,
     agent: Option<&'a AgentPackage>,
+    #[serde(rename = "agentUnit")]
+    agent_unit: Value,
     units: &'a BTreeMap<String, Unit>,
     activate: String,
     init: &'a str,
@@ -49,6 +51,7 @@ pub struct BootedSystem {
     version: String,
     kernel: String,
     agent: Option<AgentPackage>,
+    restarts_agent: bool,
     units: BTreeMap<String, Unit>,
     cut_off: bool,
     script: String,
@@ -63,6 +66,7 @@ impl BootedSystem {
             version: version.to_owned(),
             kernel: "6.1".to_owned(),
             agent: Some(agent),
+            restarts_agent: true,
             units: BTreeMap::new(),
             cut_off: false,
             script: String::new(),
@@ -89,6 +93,22 @@ impl BootedSystem {
         self
     }
 
+    /// Nix's daemon, through which everybody but root uses the store.
+    #[must_use]
+    pub(super) fn with_nix_daemon(mut self) -> Self {
+        for (name, text, wanted_by) in [
+            ("nix-daemon.socket", NIX_SOCKET, Some("sockets.target")),
+            ("nix-daemon.service", NIX_DAEMON, None),
+        ] {
+            let unit = Unit {
+                text: text.to_owned(),
+                wanted_by: wanted_by.map(str::to_owned).into_iter().collect(),
+            };
+            self.units.insert(name.to_owned(), unit);
+        }
+        self
+    }
+
     /// No agent, as of somebody who forgot the module.
     #[must_use]
     pub fn without_agent(mut self) -> Self {
@@ -102,6 +122,13 @@ impl BootedSystem {
         if let Some(agent) = &mut self.agent {
             agent.settings["settings"][key] = value.into();
         }
+        self
+    }
+
+    /// A switch does not restart the agent when its unit has changed: `restartIfChanged = false`.
+    #[must_use]
+    pub const fn leaving_agent(mut self) -> Self {
+        self.restarts_agent = false;
         self
     }
 
@@ -157,6 +184,10 @@ impl BootedSystem {
             version: &self.version,
             kernel: &self.kernel,
             agent: self.agent.as_ref(),
+            agent_unit: match self.restarts_agent {
+                true => json!({}),
+                false => json!({ "restartIfChanged": false }),
+            },
             units: &self.units,
             activate: include_str!("activate.sh")
                 .replace("@network@", &format!("{network} $notes/{NETWORK_CUT}"))
@@ -166,9 +197,7 @@ impl BootedSystem {
                 .replace("@inhibit@", &self.inhibit)
                 .replace("@after@", &self.after),
         };
-        let repository = Utf8Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("..")
-            .canonicalize_utf8()?;
+        let repository = repository()?;
         builder.build_expression(
             "system.nix",
             include_str!("system.nix"),
@@ -182,3 +211,26 @@ impl BootedSystem {
 
 /// The file in the notes of a machine whose presence cuts its connection to the broker.
 pub(super) const NETWORK_CUT: &str = "network-cut";
+
+/// As the units that come with Nix.
+const NIX_SOCKET: &str = "[Unit]
+Description=Nix daemon socket
+Before=multi-user.target
+RequiresMountsFor=/nix/store
+[Socket]
+ListenStream=/nix/var/nix/daemon-socket/socket
+";
+
+const NIX_DAEMON: &str = "[Unit]
+Description=Nix daemon
+Requires=nix-daemon.socket
+[Service]
+ExecStart=@/usr/bin/nix-daemon nix-daemon --daemon
+KillMode=process
+";
+
+/// The folder of this project, whose modules make the agent's units.
+pub(super) fn repository() -> Result<Utf8PathBuf> {
+    let tests = Utf8Path::new(env!("CARGO_MANIFEST_DIR"));
+    Ok(tests.join("..").canonicalize_utf8()?)
+}

@@ -3,7 +3,7 @@
 mod readable;
 mod records;
 
-use hoist_protocol::{DeploymentId, Refused, RollbackTo, State, StorePath, Text, Timestamp};
+use hoist_protocol::{DeploymentId, Kind, Refused, RollbackTo, State, StorePath, Text, Timestamp};
 use serde::{Deserialize, Serialize};
 
 pub use records::{Ended, Floor, Hold, How, Known, Record, Signed, Staged, Task, Told};
@@ -53,6 +53,15 @@ impl Ledger {
     #[must_use]
     pub fn has_ended(&self, id: DeploymentId) -> bool {
         self.history.iter().any(|record| record.entry.id == id)
+    }
+
+    /// The kind of what is under way, as far as it is found out, and else of what has ended last.
+    #[must_use]
+    pub fn kind(&self) -> Option<&Kind> {
+        let current = self.current.as_ref().and_then(|task| task.how.as_ref());
+        let last = self.last.as_ref().and_then(|ended| ended.how.as_ref());
+        let mut kinds = current.into_iter().chain(last).map(|how| &how.kind);
+        kinds.find(|kind| **kind != Kind::Auto)
     }
 
     /// Whether `id` is under way, waits, or has ended.

@@ -42,15 +42,7 @@ impl ClosureKind for HomeManager {
     }
 
     fn profile(&self, _spec: &JobSpec) -> Result<Utf8PathBuf, Failure> {
-        let new = state_home()?.join("nix/profiles");
-        let old = per_user("/nix/var/nix/profiles")?;
-        // Where home-manager itself looks for it.
-        let folder = if !new.is_dir() && old.is_dir() {
-            old
-        } else {
-            new
-        };
-        Ok(folder.join("home-manager"))
+        profile()
     }
 
     fn facts(&self, profile: &Utf8Path) -> io::Result<Facts> {
@@ -87,6 +79,21 @@ impl ClosureKind for HomeManager {
             manager: Manager::User,
         })
     }
+}
+
+/// Where home-manager itself looks for its profile.
+///
+/// # Errors
+/// This account has no home, or no name.
+pub(super) fn profile() -> Result<Utf8PathBuf, Failure> {
+    let new = state_home()?.join("nix/profiles");
+    let old = per_user("/nix/var/nix/profiles")?;
+    let folder = if !new.is_dir() && old.is_dir() {
+        old
+    } else {
+        new
+    };
+    Ok(folder.join("home-manager"))
 }
 
 fn activate(call: &Call) -> Program {

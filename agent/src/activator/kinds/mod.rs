@@ -30,14 +30,15 @@ use super::failure::Failure;
 use super::program::Program;
 use super::system::{self, Manager};
 use crate::job::JobSpec;
-use crate::nix::SYSTEM_PROFILE;
+use crate::nix::{self, CURRENT_SYSTEM, SYSTEM_PROFILE};
+use home_manager::HomeManager;
 
 /// All kinds, those first whose markers say more: `auto` takes the first that has one of its own.
 const ALL: &[&dyn ClosureKind] = &[
     &deploy_rs::DeployRs,
     &nixos::Nixos,
     &darwin::Darwin,
-    &home_manager::HomeManager,
+    &HomeManager,
     &custom::Custom,
     &profile::Profile,
 ];
@@ -300,6 +301,31 @@ pub(crate) fn look(spec: &JobSpec) -> Option<(Kind, Facts)> {
     let (kind, known) = find(spec).ok()?;
     let profile = known.profile(spec).ok()?;
     Some((kind, known.facts(&profile).ok()?))
+}
+
+/// The facts for a status report: those of what this agent deploys. Reads links and the files of the boot loader, in
+/// less than a millisecond.
+///
+/// Root's agent deploys the system, where there is one. Another agent, and one on a machine without a system, has
+/// its user's home-manager generation or a plain `profile`: that of the kind `last` that was deployed here last, and
+/// before that whichever is there.
+///
+/// # Errors
+/// A link cannot be read.
+pub(crate) fn facts_here(profile: &Utf8Path, last: Option<&Kind>) -> io::Result<Facts> {
+    if system::is_root() && nix::store_path_behind(CURRENT_SYSTEM.into())?.is_some() {
+        return nix::facts_of_nixos();
+    }
+    let plain = nix::facts_of_profile(profile)?;
+    let is_home = match last {
+        None | Some(Kind::Auto) => plain.current.is_none(),
+        Some(kind) => *kind == Kind::HomeManager,
+    };
+    // An account without a home or a name has no generation of home-manager either.
+    match home_manager::profile().ok().filter(|_| is_home) {
+        Some(home) => HomeManager.facts(&home),
+        None => Ok(plain),
+    }
 }
 
 fn by_markers(closure: &Utf8Path) -> Result<(Kind, &'static dyn ClosureKind), Failure> {

@@ -10,15 +10,14 @@ use hoist_certs::{CertificateInfo, Credentials, ENDS_SOON, Pem, Role};
 use hoist_protocol::Timestamp;
 
 use super::finding::Finding;
+use super::source::{self, UNIT_CREDENTIALS};
 
 /// Larger than any file of certificates.
 const MAX_LEN: usize = 256 * 1024;
 
-/// Where systemd puts the credentials of a unit while it runs.
-const UNIT_CREDENTIALS: &str = "/run/credentials/";
-
 /// Looks at each file, and then at the three together.
 pub(super) fn look(credentials: &Credentials, now: Timestamp) -> Vec<Finding> {
+    let credentials = &source::behind(credentials);
     let mut findings = vec![
         authority(&credentials.ca, now),
         certificate(&credentials.certificate, now),

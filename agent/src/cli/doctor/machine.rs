@@ -57,14 +57,57 @@ pub(super) fn look(place: &Place, agent_runs: bool) -> Vec<Finding> {
             findings.extend(room(boot.into(), "boot disk", BOOT_ROOM));
         }
     }
-    findings.push(match job::systemd_runs() {
-        true => Finding::ok("systemd", "it runs: activations outlive the agent's unit"),
-        false => Finding::note(
+    findings.extend(manager());
+    findings
+}
+
+/// The service manager that keeps activations apart from the agent.
+fn manager() -> Vec<Finding> {
+    if !job::systemd_runs() {
+        return vec![Finding::note(
             "systemd",
             "it is not the service manager here: activations run in sessions of their own beside the agent",
+        )];
+    }
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        return vec![Finding::ok(
+            "systemd",
+            "it runs: activations outlive the agent's unit",
+        )];
+    }
+    let socket = format!("/run/user/{}/systemd/private", user.as_raw());
+    let mut findings = vec![match Utf8Path::new(&socket).exists() {
+        true => Finding::ok(
+            "systemd",
+            "this user's service manager runs: activations outlive the agent's unit",
         ),
-    });
+        false => Finding::note(
+            "systemd",
+            "this user's service manager does not run, which it does from a login on: activations run in sessions of \
+             their own beside the agent",
+        ),
+    }];
+    findings.extend(linger());
     findings
+}
+
+/// Whether the user's service manager runs while nobody is logged in, as `loginctl enable-linger` has it.
+fn linger() -> Option<Finding> {
+    // No name is no path.
+    let user = std::env::var("USER")
+        .ok()
+        .filter(|user| !user.contains('/'))?;
+    let lingers = Utf8Path::new("/var/lib/systemd/linger")
+        .join(&user)
+        .exists();
+    (!lingers).then(|| {
+        Finding::note(
+            "linger",
+            "the agent runs only while this user is logged in, and ends with the last session",
+        )
+        .advice(format!("`loginctl enable-linger {user}` keeps it running"))
+    })
 }
 
 fn state(state: &Utf8Path, agent_runs: bool) -> Vec<Finding> {

@@ -7,12 +7,14 @@ mod credentials;
 mod finding;
 mod machine;
 mod nix;
+mod source;
 
+use camino::Utf8Path;
 use hoist_certs::program::{now, report};
 
 use super::exit::Exit;
 use super::show::{Screen, print};
-use crate::config::{Place, PlaceFlags, Settings, SettingsError};
+use crate::config::{CONFIG, Place, PlaceFlags, Settings, SettingsError};
 use crate::control::{Answer, Ask, Client, ClientError, Connection};
 use finding::{Finding, Findings};
 
@@ -53,7 +55,12 @@ pub(super) async fn run(args: DoctorArgs) -> anyhow::Result<Exit> {
 
 async fn look(flags: &PlaceFlags) -> Findings {
     let mut findings = Findings::default();
-    let place = match flags.place() {
+    let place = flags.place();
+    if !is_root() && has_none(&place) && Utf8Path::new(CONFIG).exists() {
+        findings.add(configured_for_root());
+        return findings;
+    }
+    let place = match place {
         Ok(place) => place,
         Err(error) => {
             findings.add(not_configured(error));
@@ -108,12 +115,36 @@ fn running(agent: &Agent) -> Finding {
             "agent",
             "it does not run, so nothing is deployed to this machine",
         )
-        .advice("start it: `systemctl start hoist-agent`, or `hoist-agent run`"),
+        .advice(format!(
+            "start it: `systemctl {}start hoist-agent`, or `hoist-agent run`",
+            if is_root() { "" } else { "--user " }
+        )),
         Agent::Silent(why) => {
             Finding::wrong("agent", format!("it runs and cannot be asked: {why}"))
                 .advice("look at its log, and restart it")
         }
     }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether this user has no configuration: no file, or no place where one could be.
+const fn has_none(place: &Result<Place, SettingsError>) -> bool {
+    matches!(
+        place,
+        Ok(Place { config: None, .. }) | Err(SettingsError::NoHome { .. })
+    )
+}
+
+/// It is not this user whose agent deploys the machine.
+fn configured_for_root() -> Finding {
+    Finding::wrong(
+        "configuration",
+        format!("this user has none; {CONFIG} is that of root's agent"),
+    )
+    .advice("run this as root: `sudo hoist-agent doctor`")
 }
 
 fn not_configured(error: SettingsError) -> Finding {

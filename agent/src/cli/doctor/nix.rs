@@ -102,16 +102,21 @@ async fn store(settings: Option<&NixSettings>) -> Finding {
         Some("1") => Some(true),
         Some("0") => Some(false),
         // Before 2.13 Nix does not tell.
-        _ => settings.map(|settings| is_trusted(&settings.trusted_users, &Account::current())),
+        _ => settings.and_then(|settings| is_trusted(&settings.trusted_users, &Account::current())),
     };
     match trusted {
         Some(true) => Finding::ok("store", "its daemon answers and trusts this user"),
         None => Finding::note("store", "its daemon answers; whether it trusts this user is not known"),
-        Some(false) => Finding::wrong(
+        // As it is by default, and good where the machine's own settings name the fleet's cache.
+        Some(false) => Finding::note(
             "store",
-            "its daemon answers, and does not trust this user: caches and keys that deployments bring along are ignored",
+            "its daemon answers, and does not trust this user: it fetches from the machine's own caches alone, ignores \
+             those that deployments bring along and their keys, and may believe for an hour that a path is missing",
         )
-        .advice("add the agent's user to `trusted-users` in nix.conf, and the fleet's cache and its key to the machine's own"),
+        .advice(
+            "have the fleet's cache and its key in the machine's nix.conf (`substituters`, `trusted-public-keys`); \
+             whoever is in `trusted-users` needs neither, and is as mighty as root",
+        ),
     }
 }
 
@@ -130,14 +135,19 @@ impl Account {
     }
 }
 
-/// Whether `trusted-users` names the account (`nix.conf(5)`); groups are not looked up.
-fn is_trusted(users: &[String], account: &Account) -> bool {
+/// Whether `trusted-users` names the account (`nix.conf(5)`). Groups are not looked up: where one is named and the
+/// account is not, nobody knows.
+fn is_trusted(users: &[String], account: &Account) -> Option<bool> {
     let name = if account.is_root {
         "root"
     } else {
         &account.user
     };
-    users.iter().any(|user| user == "*" || user == name)
+    if users.iter().any(|user| user == "*" || user == name) {
+        return Some(true);
+    }
+    let has_groups = users.iter().any(|user| user.starts_with('@'));
+    (!has_groups).then_some(false)
 }
 
 async fn caches_in_reach(urls: Vec<String>) -> Vec<Finding> {
@@ -281,10 +291,11 @@ mod tests {
             is_root: false,
             user: "ann".to_owned(),
         };
-        assert!(is_trusted(&users(&["root"]), &root));
-        assert!(!is_trusted(&users(&["root"]), &ann));
-        assert!(is_trusted(&users(&["root", "ann"]), &ann));
-        assert!(is_trusted(&users(&["*"]), &ann));
+        assert_eq!(is_trusted(&users(&["root"]), &root), Some(true));
+        assert_eq!(is_trusted(&users(&["root"]), &ann), Some(false));
+        assert_eq!(is_trusted(&users(&["@wheel", "ann"]), &ann), Some(true));
+        assert_eq!(is_trusted(&users(&["*"]), &ann), Some(true));
+        assert_eq!(is_trusted(&users(&["root", "@wheel"]), &ann), None);
     }
 
     #[test]

@@ -88,6 +88,37 @@ fn an_agent_replaces_itself_by_another_version_which_then_confirms() {
 }
 
 #[test]
+fn an_agent_that_a_switch_leaves_as_it_was_is_restarted_before_it_confirms() {
+    booted_scenario(|world| {
+        let machine = Booted::running(world, "web-1")?;
+        let first = machine.property(AGENT, "MainPID")?;
+        let next = machine.system("1").agent_revision("2").leaving_agent();
+        let v1 = machine.push(world, &next)?;
+        let status = world.carry_out(&machine, &v1)?;
+        assert_eq!(status.state, State::Succeeded, "{}", status.message);
+        assert_ne!(machine.property(AGENT, "MainPID")?, first);
+        let runs = executable(&machine)?;
+        assert!(runs.contains("-hoist-agent-2/"), "{runs}");
+        let said = |text: &str| {
+            status
+                .log_tail
+                .iter()
+                .any(|line| line.as_str().contains(text))
+        };
+        assert!(said("NOT restarting the changed unit hoist-agent.service"));
+        assert!(said(
+            "restarting hoist-agent.service, which the switch left as it was"
+        ));
+        assert!(
+            said(&format!("confirmed by {runs}")),
+            "{:?}",
+            status.log_tail
+        );
+        Ok(())
+    });
+}
+
+#[test]
 fn a_system_that_stops_or_breaks_the_agent_is_rolled_back_by_the_activator() {
     booted_scenario(|world| {
         let machine = Booted::running(world, "web-1")?;

@@ -5,6 +5,7 @@ use hoist_protocol::State;
 use hoist_tests::machine::SYSTEM_PROFILE;
 use hoist_tests::nspawn::{AGENT, Booted, BootedSystem, booted_scenario};
 use hoist_tests::wait;
+use hoist_tests::world::World;
 
 #[test]
 fn a_booted_machine_runs_what_was_deployed_and_boots_it_next_time() {
@@ -82,8 +83,7 @@ fn the_service_is_ready_before_it_is_connected_keeps_its_secrets_and_is_revived_
 
         secrets_stay(&machine)?;
         world.check_logs()?;
-        watchdog(&mut machine)?;
-        machine.wait_online(world)
+        watchdog(world, &machine)
     });
 }
 
@@ -105,8 +105,8 @@ fn secrets_stay(machine: &Booted) -> Result<()> {
     Ok(())
 }
 
-/// systemd kills an agent that hangs, and starts another.
-fn watchdog(machine: &mut Booted) -> Result<()> {
+/// systemd kills an agent that hangs, and starts another, which finishes what the first had begun.
+fn watchdog(world: &World, machine: &Booted) -> Result<()> {
     assert_ne!(machine.property(AGENT, "WatchdogUSec")?, "0");
     // The module's limit is a matter of minutes.
     let shorter = format!(
@@ -116,6 +116,11 @@ fn watchdog(machine: &mut Booted) -> Result<()> {
     );
     machine.run("sh", &["-euc", &shorter])?.success()?;
     let hanging = machine.property(AGENT, "MainPID")?;
+    let v1 = machine.push(world, &machine.system("1"))?;
+    let gate = machine.gate("1", "test")?;
+    let id = world.publish(&world.forge(machine, &v1)?)?;
+    gate.wait_reached()?;
+
     let stop = ["kill", "--signal=STOP", "--kill-whom=main", AGENT];
     machine.run("systemctl", &stop)?.success()?;
     wait::until_true("systemd has started another agent", || {
@@ -124,5 +129,9 @@ fn watchdog(machine: &mut Booted) -> Result<()> {
     })?;
     assert_ne!(machine.property(AGENT, "MainPID")?, hanging);
     assert!(machine.journal()?.contains("Watchdog timeout"));
+    gate.open()?;
+    let status = world.settled(machine, id)?;
+    assert_eq!(status.state, State::Succeeded, "{}", status.message);
+    assert_eq!(machine.boot_default()?.as_ref(), Some(&v1));
     Ok(())
 }
