@@ -122,7 +122,7 @@ pub(crate) enum Discipline {
 }
 
 /// As far as systemd can tell: timedated asks the kernel (`ntp_adjtime(3)`), whoever it is that disciplines the clock.
-/// It does not run in containers.
+/// What keeps the clock of a container right is the host's business, and not always the kernel's.
 #[cfg(not(target_os = "macos"))]
 pub(crate) async fn discipline() -> Discipline {
     // systemd-timesyncd's own mark, without starting a program.
@@ -133,7 +133,13 @@ pub(crate) async fn discipline() -> Discipline {
         return Discipline::Unknown;
     }
     let arguments = ["show", "--property=NTPSynchronized", "--value"];
-    read(&says("timedatectl", &arguments).await, "yes", "no")
+    let found = read(&says("timedatectl", &arguments).await, "yes", "no");
+    // Written by systemd as the first process of a container, which does not keep the clock itself.
+    let is_container = std::path::Path::new("/run/systemd/container").exists();
+    match found {
+        Discipline::Free if is_container => Discipline::Unknown,
+        found => found,
+    }
 }
 
 /// As far as macOS tells, and it tells root alone.

@@ -73,6 +73,8 @@ fn a_broker_that_is_down_is_passed_over_for_the_next_and_the_status_says_so() {
                 )
             },
         )?;
+        let broker = status.broker.as_ref().map(hoist_protocol::Text::as_str);
+        ensure!(broker == Some(&way(&machine)), "{broker:?}");
         let tags: Vec<_> = status.tags.iter().map(ToString::to_string).collect();
         ensure!(tags == ["rack:7"], "{tags:?}");
         Ok(())
@@ -203,6 +205,71 @@ fn two_machines_with_one_certificate_say_so_and_do_not_fight() {
         machine.never("the fight goes on", |_| {
             Ok(connections(&mut one, &mut other)? > made + 1)
         })
+    });
+}
+
+#[test]
+fn a_broker_that_is_killed_again_and_again_is_not_taken_for_a_second_machine() {
+    scenario(Options::default(), |world| {
+        let mut machine = world.machine("web-1")?;
+        configure(&machine, &["max_backoff = \"1s\"".to_owned()])?;
+        machine.start_agent()?;
+        for times in 1..=7 {
+            wait_said(&mut machine, CONNECTED, times)?;
+            world.broker.kill()?;
+            world.broker.restart()?;
+        }
+        wait_said(&mut machine, CONNECTED, 8)?;
+        world.watch().wait_presence(machine.name(), "online")?;
+        let cloned = "another machine uses this machine's certificate";
+        ensure!(said(&mut machine, cloned)? == 0, "it says so");
+        let status = world
+            .watch()
+            .wait_status(machine.name(), "it reports", |_| true)?;
+        ensure!(!warns(&status, "another machine"), "{:?}", status.warnings);
+        Ok(())
+    });
+}
+
+/// What systemd-timedated says of the machine's clock from now on.
+fn say_synchronised(machine: &Machine, answer: &str) -> Result<()> {
+    let script = format!("#!/bin/sh\necho {answer}\n");
+    let program = machine.dir().join("bin/timedatectl");
+    fs::create_dir_all(machine.dir().join("bin"))?;
+    // At once: the agent must not find half of it.
+    let new = machine.dir().join("bin/new");
+    fs::write(&new, script)?;
+    fs::set_permissions(&new, Permissions::from_mode(0o755))?;
+    Ok(fs::rename(new, program)?)
+}
+
+#[test]
+fn a_clock_that_nothing_keeps_right_is_warned_about_and_one_that_nobody_knows_of_is_not() {
+    scenario(Options::default(), |world| {
+        let mut machine = world.machine("web-1")?;
+        let clock = "nothing keeps this machine's clock right";
+        configure(&machine, &["status_interval = \"1s\"".to_owned()])?;
+        machine.start_agent()?;
+        // Without systemd there is nobody to ask, as in a container.
+        let watch = world.watch();
+        let status = watch.wait_status(machine.name(), "it reports", |_| true)?;
+        ensure!(!warns(&status, clock), "{:?}", status.warnings);
+        machine.stop_agent()?;
+
+        say_synchronised(&machine, "no")?;
+        fs::create_dir_all(machine.dir().join("run/systemd/system"))?;
+        let path = world.site().programs().path();
+        machine.set_variable("PATH", &format!("{}/bin:{path}", machine.dir()));
+        machine.start_agent()?;
+        watch.wait_status(machine.name(), "it warns of its clock", |status| {
+            warns(status, clock)
+        })?;
+        say_synchronised(&machine, "yes")?;
+        watch
+            .wait_status(machine.name(), "it does not any more", |status| {
+                !warns(status, clock)
+            })
+            .map(drop)
     });
 }
 

@@ -16,7 +16,10 @@ use super::*;
 
 mod trouble;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long an answer may take where none is to come: time enough for those that are, on a machine that is busy.
+const QUICK: Duration = Duration::from_secs(2);
 const MAX_PACKET: usize = 64 * 1024;
 
 /// The broker's side, one connection at a time.
@@ -119,8 +122,14 @@ impl Peer {
 
     /// Grants what is asked, acknowledges what is published, and returns the first publish on `channel`.
     async fn publish_on(&mut self, channel: Channel) -> Publish {
+        let publish = self.published(channel).await;
+        publish.expect("the connection goes on")
+    }
+
+    /// The same; none when the connection ends before it comes.
+    async fn published(&mut self, channel: Channel) -> Option<Publish> {
         loop {
-            match self.read().await.expect("the connection goes on") {
+            match self.read().await? {
                 Packet::Subscribe(subscribe) => {
                     let granted = SubscribeReasonCode::Success(QoS::AtLeastOnce);
                     let codes = vec![granted; subscribe.filters.len()];
@@ -130,7 +139,7 @@ impl Peer {
                 Packet::Publish(publish) => {
                     self.acknowledge(&publish).await;
                     if publish.topic.ends_with(channel.as_str()) {
-                        return publish;
+                        return Some(publish);
                     }
                 }
                 other => panic!("{other:?}"),
@@ -296,18 +305,22 @@ async fn a_proof_takes_a_fresh_connection_after_a_clean_end_of_the_old_one() {
 #[tokio::test]
 async fn a_proof_is_tried_again_until_a_nonce_comes_back() {
     let (server, mut broker) = Server::new().await;
-    broker.answer = Duration::from_millis(100);
+    broker.answer = QUICK;
     broker.reach(id()).await;
     let script = tokio::spawn(async move {
         // The first one swallows the nonce, the second one breaks.
         let mut swallows = server.accept().await;
         swallows.publish_on(Channel::Echo).await;
         drop(server.accept().await);
-        let mut good = server.accept().await;
-        let nonce = good.publish_on(Channel::Echo).await;
-        let echo = Publish::new(&nonce.topic, QoS::AtMostOnce, nonce.payload.to_vec());
-        good.write(Packet::Publish(echo)).await;
-        (swallows, good)
+        loop {
+            let mut good = server.accept().await;
+            // On a machine that is busy the agent may have given this one up as well.
+            if let Some(nonce) = good.published(Channel::Echo).await {
+                let echo = Publish::new(&nonce.topic, QoS::AtMostOnce, nonce.payload.to_vec());
+                good.write(Packet::Publish(echo)).await;
+                return (swallows, good);
+            }
+        }
     });
     let event = said(&mut broker).await;
     assert!(
@@ -320,7 +333,7 @@ async fn a_proof_is_tried_again_until_a_nonce_comes_back() {
 #[tokio::test]
 async fn a_broker_that_never_let_nonces_through_is_proven_by_its_subscription() {
     let (server, mut broker) = Server::new().await;
-    broker.answer = Duration::from_millis(100);
+    broker.answer = QUICK;
     let (mut old, _) = against(&mut broker, |broker| broker.prepare(id(), &[]), async {
         let mut peer = server.accept().await;
         peer.publish_on(Channel::Echo).await;

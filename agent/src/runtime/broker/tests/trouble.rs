@@ -287,7 +287,7 @@ async fn an_agent_that_was_replaced_knows_that_nonces_never_came_back() {
     drop(old);
 
     let mut new = Broker::new(settings);
-    new.answer = Duration::from_millis(100);
+    new.answer = QUICK;
     new.reach(id()).await;
     let server = tokio::spawn(async move { swallow_nonces(server.accept().await).await });
     let event = said(&mut new).await;
@@ -305,7 +305,7 @@ async fn without_that_knowledge_nothing_less_than_a_nonce_is_a_proof() {
     let (_guard, path) = state();
     settings.state = path;
     let mut broker = Broker::new(settings);
-    broker.answer = Duration::from_millis(100);
+    broker.answer = QUICK;
     broker.reach(id()).await;
     let (_peers, events) = against(&mut broker, |_| {}, async {
         let first = swallow_nonces(server.accept().await).await;
@@ -398,7 +398,7 @@ async fn what_keeps_a_deployment_from_its_confirmation_is_told() {
         brokers: brokers(&[CLOSED.to_owned(), address.clone()]),
         ..settings
     });
-    deaf.answer = Duration::from_millis(100);
+    deaf.answer = QUICK;
     deaf.reach(id()).await;
     let swallows = tokio::spawn(async move { swallow_nonces(server.accept().await).await });
     let both = async {
