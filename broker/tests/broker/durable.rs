@@ -224,43 +224,22 @@ async fn a_full_disk_refuses_publishes_and_recovers_by_itself() {
 #[tokio::test]
 async fn a_broker_starts_on_a_full_disk_and_hands_out_what_is_retained() {
     let folder = Folder::new();
-    let (running, state) = on_a_small_disk(&folder);
-    let mut agent = folder.world.agent(&running.broker, "web-1").await;
-    assert!(
-        agent
-            .retain(&topic("web-1", "status"), "x".repeat(10_000))
-            .await
-    );
-    // Another broker in the same namespace, on a copy of the state that a crash has left.
-    let pid = running.child.id().to_string();
-    let script = "cp -r state/store state/copy-store && mkdir state/copy && mv state/copy-store state/copy/store && \
-                  (dd if=/dev/zero of=state/filler bs=1k 2>/dev/null; true)";
-    let entered = |script: &str| {
-        let mut command = Command::new("nsenter");
-        command.args([
-            "--target",
-            &pid,
-            "--user",
-            "--mount",
-            "--preserve-credentials",
-        ]);
-        command.args(["--wdns"]).arg(folder.dir.path());
-        command.args(["sh", "-c", script]);
-        command
-    };
-    assert!(entered(script).status().unwrap().success());
-    assert!(state.join("filler").exists());
-    let mut command = entered(&format!(
-        "exec {PROGRAM} run --config broker.toml --state state/copy"
-    ));
-    command
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped());
-    let second = start(command);
+    let mut first = start(folder.command("exec", ""));
+    let status = topic("web-1", "status");
+    let mut agent = folder.world.agent(&first.broker, "web-1").await;
+    assert!(agent.retain(&status, "x".repeat(10_000)).await);
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    // What it has left, on a disk without a free byte.
+    let wrapper = "mkdir disk && exec unshare --map-root-user --mount sh -c \
+                  'mount -t tmpfs -o size=2m none disk && cp -r state disk/ && \
+                  (cat /dev/zero > disk/filler || true) 2>/dev/null && exec \"$@\"' sh";
+    let second = start(folder.command(wrapper, "--state disk/state"));
     let mut monitor = folder.world.monitor(&second.broker).await;
-    monitor.subscribe(&[&topic("web-1", "status")]).await;
+    monitor.subscribe(&[&status]).await;
     assert_eq!(monitor.message().await.payload.len(), 10_000);
+    let mut agent = folder.world.agent(&second.broker, "web-1").await;
+    assert!(!agent.retain(&status, "y".repeat(10_000)).await);
 }
 
 /// A store with some messages, of a broker that has ended in order.
