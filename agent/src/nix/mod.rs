@@ -19,9 +19,7 @@ mod store;
 use std::ffi::OsString;
 
 pub(crate) use facts::Generation;
-pub use facts::{
-    BOOTED_SYSTEM, CURRENT_SYSTEM, SYSTEM_PROFILE, facts_of_nixos, facts_of_profile,
-};
+pub use facts::{BOOTED_SYSTEM, CURRENT_SYSTEM, SYSTEM_PROFILE, facts_of_nixos, facts_of_profile};
 pub use fetch_error::FetchError;
 pub use progress::FetchEvent;
 pub use realise::{RealiseRequest, Realised, realise};

@@ -147,9 +147,7 @@ fn a_broker_that_is_not_there_is_named_and_nothing_was_published() {
     let said = folder.refused(&["deploy", "spec.json"], 1);
     let last = said.lines().last().unwrap();
     assert!(
-        last.starts_with(
-            "error: cannot connect to the broker (5 attempts): mqtts://127.0.0.1:"
-        ),
+        last.starts_with("error: cannot connect to the broker (5 attempts): mqtts://127.0.0.1:"),
         "{said}"
     );
     assert!(last.ends_with("is the broker running?"), "{said}");
