@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use hoist_agent::job::{AgentIdentity, ConfirmBy, JobSpec, Outage, Phase};
+use hoist_agent::job::{AgentIdentity, ConfirmBy, JobSpec, Outage, Phase, Trouble};
 use hoist_protocol::{Reason, State, StorePath, Text, UnitName, limits};
 
 use crate::machine::{
@@ -189,6 +189,83 @@ fn an_outage_of_the_broker_is_waited_out_when_it_is_about_this_job() {
         confirm(&job);
         activator.wait();
         assert_eq!(outcome(&result(&job)), (State::Succeeded, None));
+    });
+}
+
+#[test]
+fn what_kept_a_job_from_its_confirmation_is_what_its_outcome_says() {
+    inside(|machine| {
+        machine.running(&machine.nixos("a", Script::PLAIN));
+        let b = machine.nixos("b", Script::PLAIN);
+        let mut spec = machine.spec(&b);
+        spec.target.confirm_timeout_ms = 400;
+        let said = |told: Option<&Trouble>, spec: &JobSpec| {
+            let job = machine.create(spec);
+            if let Some(told) = told {
+                job.report_trouble(told).unwrap();
+            }
+            Activator::start(&job).wait();
+            let ended = result(&job);
+            assert_eq!(
+                outcome(&ended),
+                (State::RolledBack, Some(Reason::NotConfirmed))
+            );
+            ended.message.to_string()
+        };
+        let trouble = Trouble {
+            nonce: spec.nonce.clone(),
+            boot_id: spec.boot_id.clone(),
+            message: Text::lossy("mqtts://b:8883: this machine's clock says 2026"),
+        };
+        let message = said(Some(&trouble), &spec);
+        assert!(message.contains(trouble.message.as_str()), "{message}");
+
+        // The word of another job's agent, and no word.
+        let foreign = Trouble {
+            nonce: hoist_agent::job::Nonce::random(),
+            ..trouble
+        };
+        for (n, told) in [(1, Some(foreign)), (2, None)] {
+            let b = machine.nixos(&format!("b{n}"), Script::PLAIN);
+            let mut spec = machine.spec(&b);
+            spec.target.confirm_timeout_ms = 400;
+            let message = said(told.as_ref(), &spec);
+            assert!(message.contains("did not say what it tried"), "{message}");
+        }
+    });
+}
+
+#[test]
+fn a_stand_in_is_started_with_the_settings_of_the_one_that_stood_in_before() {
+    inside(|machine| {
+        let old = machine.program("old", ":");
+        let bare = machine.nixos("bare", Script::PLAIN);
+        machine.running(&bare);
+        with_systemd(machine, 0);
+        // As systemd has it, for no closure does.
+        let unit = "# /run/systemd/transient/agent.service\n[Service]\nLoadCredential=key:/secret/key\nUMask=0077\n";
+        let calls_to = machine.dir().join("calls");
+        machine.fake(
+            "systemctl",
+            &format!(
+                r#"case "$*" in
+*MainPID*) if [ -e /run/transient ]; then echo $PPID; else echo 0; fi ;;
+cat*) printf '{}' ;;
+is-system-running) echo running ;;
+restart*|stop*) echo "$@" >> {calls_to} ;;
+esac"#,
+                unit.replace('\n', "\\n")
+            ),
+        );
+        let next = machine.nixos("next", Script::PLAIN);
+        let mut allowed = spec(machine, &next, &old);
+        allowed.target.allow_no_agent = true;
+        assert_eq!(machine.carry_out(&allowed).state, State::Succeeded);
+        let started = format!(
+            "--property=LoadCredential=key:/secret/key --property=UMask=0077 --setenv=PATH -- {old} run"
+        );
+        let asked = calls(machine);
+        assert!(asked.contains(&started), "{asked}");
     });
 }
 
