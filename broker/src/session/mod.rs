@@ -271,7 +271,9 @@ impl Session {
 
     /// Ends it for what the client did. Before the CONNACK that is said in one.
     fn breach(&mut self, ended: Ended) {
-        if self.phase == Phase::Opening {
+        // Which version a packet is of that was too large to be read, nobody knows: no answer would be right.
+        let unread = matches!(ended, Ended::Protocol(FrameError::TooLarge(_)));
+        if self.phase == Phase::Opening && !unread {
             self.frames
                 .refuse(ended.code(), &ended.explain(), &mut self.output);
         }

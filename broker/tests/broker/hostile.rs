@@ -300,15 +300,15 @@ async fn who_publishes_too_fast_is_read_more_slowly_and_nothing_is_lost() {
 #[tokio::test]
 async fn a_client_that_is_read_slowly_is_not_taken_for_a_silent_one() {
     let world = World::with(Options {
-        // What is sent takes 4 s to earn, with a keep-alive of one.
-        agent_byte_rate: Some("10000/s burst 5000".parse().unwrap()),
+        // What is sent takes 9 s to earn; a silence may last 6 s.
+        agent_byte_rate: Some("4000/s burst 5000".parse().unwrap()),
         packet_timeout: Some("1s".to_owned()),
         ..Options::default()
     });
     let broker = world.start().await;
     let mut agent = world.tls(&broker, Role::Agent, "web-1").await;
     let mut connect = Connect::new("web-1");
-    connect.keep_alive = 1;
+    connect.keep_alive = 4;
     assert_eq!(agent.connect(connect).await, ConnectReturnCode::Success);
     for _ in 0..4 {
         let payload = vec![b'x'; 10_000];
