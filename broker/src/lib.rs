@@ -16,6 +16,8 @@ mod detached;
 mod edge;
 pub mod export;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod guard;
 mod hub;
 mod inbox;
@@ -28,6 +30,7 @@ mod server;
 mod session;
 mod settings;
 mod store;
+mod websocket;
 
 pub use deploys::DeployRefusal;
 pub use edge::Reload;
@@ -37,6 +40,6 @@ pub use router::RouterError;
 pub use server::{Server, ServerError};
 pub use settings::{
     Absence, Fleet, FleetOptions, Fleets, Limits, Options, Quota, Rate, RateError, SessionLimits,
-    Settings, SettingsError, Timeouts,
+    Settings, SettingsError, Timeouts, WebSockets,
 };
 pub use store::StoreError;

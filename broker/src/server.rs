@@ -26,6 +26,7 @@ use crate::router::{Router, RouterError};
 use crate::session::Ended;
 use crate::settings::Settings;
 use crate::store::{Running, STORE_FOLDER, Store, StoreError};
+use crate::websocket::Origins;
 
 /// Why the broker cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,7 @@ pub enum ServerError {
 /// A broker that listens; [`Server::run`] makes it answer.
 pub struct Server {
     address: SocketAddr,
+    websocket: Option<SocketAddr>,
     edge: Edge,
     reload: Reload,
     hub: Arc<Hub>,
@@ -132,6 +134,22 @@ impl Server {
         };
         let listener = listen(settings.listen).map_err(unheard)?;
         let address = listener.local_addr().map_err(unheard)?;
+        let web = match settings.websocket {
+            Some(web) => {
+                let address = web.listen;
+                let unheard = |source| ServerError::Listen { address, source };
+                let listener = listen(address).map_err(unheard)?;
+                let address = listener.local_addr().map_err(unheard)?;
+                info!(%address, "listening for WebSockets");
+                Some((address, listener, Origins::new(web.origins)))
+            }
+            None => None,
+        };
+        let websocket = web.as_ref().map(|(address, ..)| *address);
+        let listeners = (
+            listener,
+            web.map(|(_, listener, origins)| (listener, origins)),
+        );
         info!(%address, identity = %tls.identity(), not_after = %tls.not_after(), "listening");
         let shared = Arc::new(Shared {
             hub: Arc::clone(&hub),
@@ -147,10 +165,11 @@ impl Server {
         let members = Members::new(fleets, limits, settings.session, &deploys);
         let (alive, last) = mpsc::channel(1);
         let tls = (settings.tls, seen, tls);
-        let (edge, reload) = Edge::new(listener, limits, members, tls, shared, alive)
+        let (edge, reload) = Edge::new(listeners, limits, members, tls, shared, alive)
             .map_err(ServerError::Thread)?;
         Ok(Self {
             address,
+            websocket,
             edge,
             reload,
             hub,
@@ -174,6 +193,12 @@ impl Server {
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it listens for WebSockets, when it does.
+    #[must_use]
+    pub const fn websocket_addr(&self) -> Option<SocketAddr> {
+        self.websocket
     }
 
     /// Where metrics and health are told, when they are.

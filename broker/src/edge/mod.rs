@@ -36,6 +36,7 @@ use crate::inbox::Control;
 use crate::observe::{self, Handshake, Reason};
 use crate::session::Policy;
 use crate::settings::Limits;
+use crate::websocket::{self, Origins, UpgradeError, WebSocket};
 
 use counts::{Counted, Counts, Origin, Visits};
 pub use doors::Reload;
@@ -78,6 +79,8 @@ enum Turned {
     NotJudged,
     #[error("{0}")]
     Full(#[from] Full),
+    #[error("{0}")]
+    Upgrade(#[from] UpgradeError),
     #[error("the broker stops")]
     Stopping,
 }
@@ -89,6 +92,7 @@ impl Turned {
             Self::Address(_) | Self::AddressHandshakes(_) => Reason::Address,
             Self::Rate => Reason::Rate,
             Self::Tls(_) => Reason::Tls,
+            Self::Upgrade(_) => Reason::Protocol,
             Self::Slow(_) => Reason::HandshakeTimeout,
             Self::Refused(refused) => certificate_reason(&refused.refusal),
             Self::NotJudged => Reason::Certificate,
@@ -118,6 +122,8 @@ pub(crate) const fn certificate_reason(refusal: &Refusal) -> Reason {
 /// Accepts connections until it is dropped.
 pub(crate) struct Edge {
     listener: TcpListener,
+    /// For WebSockets, with the pages that may connect.
+    web: Option<(TcpListener, Arc<Origins>)>,
     gate: Arc<Gate>,
     pool: Pool,
     /// Every connection holds one, so that the broker can wait for the last.
@@ -148,6 +154,12 @@ struct Waiting {
     _of_origin: Counted<Origin>,
 }
 
+/// A client that is let in.
+enum Arrived {
+    Plain(Box<Connection<TlsStream<Metered>>>),
+    Web(Box<Connection<WebSocket<TlsStream<Metered>>>>),
+}
+
 /// What a connection holds for as long as it lives.
 struct Held {
     _origin: Counted<Origin>,
@@ -159,7 +171,7 @@ struct Held {
 impl Edge {
     /// An edge that looks after the files of `sources`, which were read as `tls` after they looked like `seen`.
     pub(crate) fn new(
-        listener: TcpListener,
+        (listener, web): (TcpListener, Option<(TcpListener, Origins)>),
         limits: Limits,
         members: Arc<Members>,
         (sources, seen, tls): (ServerSources, Vec<Look>, ServerTls),
@@ -202,6 +214,7 @@ impl Edge {
         let pool = Pool::start()?;
         let edge = Self {
             listener,
+            web: web.map(|(listener, origins)| (listener, Arc::new(origins))),
             gate,
             pool,
             alive,
@@ -212,8 +225,12 @@ impl Edge {
     /// Accepts for ever.
     pub(crate) async fn run(&self) {
         loop {
-            match self.listener.accept().await {
-                Ok((stream, address)) => self.take(stream, address),
+            let accepted = tokio::select! {
+                accepted = self.listener.accept() => accepted.map(|from| (from, None)),
+                accepted = self.accept_web() => accepted,
+            };
+            match accepted {
+                Ok(((stream, address), origins)) => self.take(stream, address, origins),
                 Err(error) => {
                     // Most often too many open files: the connections that end will make room.
                     warn!(%error, "cannot accept a connection");
@@ -223,12 +240,20 @@ impl Edge {
         }
     }
 
+    async fn accept_web(&self) -> io::Result<((TcpStream, SocketAddr), Option<Arc<Origins>>)> {
+        let Some((listener, origins)) = &self.web else {
+            return std::future::pending().await;
+        };
+        let accepted = listener.accept().await?;
+        Ok((accepted, Some(Arc::clone(origins))))
+    }
+
     /// Ends the handshakes that are under way.
     pub(crate) fn stop(&self) {
         self.gate.stopping.close();
     }
 
-    fn take(&self, stream: TcpStream, address: SocketAddr) {
+    fn take(&self, stream: TcpStream, address: SocketAddr, web: Option<Arc<Origins>>) {
         let (waiting, origin) = match self.gate.admit(address) {
             Ok(admitted) => admitted,
             Err(turned) => return self.gate.turn_away(address, &turned),
@@ -240,13 +265,20 @@ impl Edge {
         let alive = self.alive.clone();
         let sessions = Handle::current();
         handshakes.spawn(async move {
-            match gate.receive(stream, address, origin).await {
-                Ok((connection, held)) => {
+            match gate.receive(stream, address, web, origin).await {
+                Ok((arrived, held)) => {
                     drop(waiting);
-                    sessions.spawn(async move {
-                        connection.serve().await;
-                        drop((held, alive));
-                    });
+                    let held = (held, alive);
+                    match arrived {
+                        Arrived::Plain(connection) => sessions.spawn(async move {
+                            connection.serve().await;
+                            drop(held);
+                        }),
+                        Arrived::Web(connection) => sessions.spawn(async move {
+                            connection.serve().await;
+                            drop(held);
+                        }),
+                    };
                 }
                 Err(turned) => gate.turn_away(address, &turned),
             }
@@ -285,8 +317,9 @@ impl Gate {
         &self,
         stream: TcpStream,
         address: SocketAddr,
+        web: Option<Arc<Origins>>,
         origin: Counted<Origin>,
-    ) -> Result<(Box<Connection<TlsStream<Metered>>>, Held), Turned> {
+    ) -> Result<(Arrived, Held), Turned> {
         let metrics = self.shared.observer.metrics();
         let begun = Instant::now();
         metrics.handshaking.inc();
@@ -314,8 +347,30 @@ impl Gate {
             _seat: seat,
             _listed: listed,
         };
-        let connection = Connection::new(stream, guest, Arc::clone(&self.shared));
-        Ok((connection, held))
+        let shared = Arc::clone(&self.shared);
+        let arrived = match web {
+            None => Arrived::Plain(Connection::new(stream, guest, shared)),
+            Some(origins) => {
+                let socket = self.upgrade(stream, &origins).await?;
+                Arrived::Web(Connection::new(socket, guest, shared))
+            }
+        };
+        Ok((arrived, held))
+    }
+
+    async fn upgrade(
+        &self,
+        stream: TlsStream<Metered>,
+        origins: &Origins,
+    ) -> Result<WebSocket<TlsStream<Metered>>, Turned> {
+        let limit = self.shared.timeouts.handshake;
+        tokio::select! {
+            upgraded = timeout(limit, websocket::accept(stream, origins)) => {
+                Ok(upgraded.map_err(|_| Turned::Slow(limit))??)
+            }
+            // There are no permits: this ends when the semaphore is closed.
+            _ = self.stopping.acquire() => Err(Turned::Stopping),
+        }
     }
 
     async fn shake_hands(

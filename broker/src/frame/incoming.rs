@@ -391,8 +391,9 @@ pub(super) fn subscribe(protocol: Protocol, body: &[u8]) -> Result<Subscribe, Fr
             let packet = whole(v5_0::Subscribe::parse(body)?, body)?;
             for property in packet.props() {
                 if let Property::SubscriptionIdentifier(it) = property {
-                    if it.val() == 0 {
-                        return Err(FrameError::Protocol("a subscription identifier of zero"));
+                    if it.val() == 0 || identifier.is_some() {
+                        let breach = "a subscription identifier of zero, or two";
+                        return Err(FrameError::Protocol(breach));
                     }
                     identifier = Some(it.val());
                 }

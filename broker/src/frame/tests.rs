@@ -304,3 +304,250 @@ fn a_goodbye_of_mqtt_5_says_what_becomes_of_will_and_session() {
     let auth = after_connect_5(&[0xf0, 0]).unwrap_err();
     assert!(matches!(auth, FrameError::Protocol(_)));
 }
+
+/// A CONNECT of MQTT 3.1.1 with these flags and this payload.
+fn connect_of(flags: u8, payload: &[u8]) -> Result<Connect, FrameError> {
+    let len = u8::try_from(10 + payload.len()).unwrap();
+    let head = [0x10, len, 0, 4, b'M', b'Q', b'T', b'T', 4, flags, 0, 60];
+    match first(&[&head, payload].concat())? {
+        Some(Incoming::Connect(connect)) => Ok(*connect),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_will_is_all_there_or_not_at_all() {
+    let whole = [0, 2, b'm', b'e', 0, 1, b't', 0, 2, b'h', b'i'];
+    let connect = connect_of(0b0010_1110, &whole).unwrap();
+    let will = connect.will.unwrap();
+    assert_eq!((will.topic.as_str(), &will.payload[..]), ("t", &b"hi"[..]));
+    assert_eq!(
+        (will.qos, will.retain),
+        (crate::message::Qos::AtLeastOnce, true)
+    );
+    assert_eq!(connect.client_id, "me");
+    assert!(connect_of(0b0010_1110, &whole[..7]).is_err(), "no message");
+    assert!(connect_of(0b0010_1110, &whole[..4]).is_err(), "no topic");
+    assert!(
+        connect_of(0b0000_0010, &whole).is_err(),
+        "a will that no flag tells of"
+    );
+    assert!(connect_of(0b0000_0010, &[]).is_err(), "no client id");
+    let no_utf8 = [0, 2, b'm', b'e', 0, 1, 0xff, 0, 0];
+    assert!(connect_of(0b0010_1110, &no_utf8).is_err());
+}
+
+#[test]
+fn a_user_name_and_a_password_are_where_the_flags_say() {
+    let both = [0, 2, b'm', b'e', 0, 1, b'u', 0, 1, b'p'];
+    assert!(connect_of(0b1100_0010, &both).is_ok());
+    assert!(connect_of(0b1000_0010, &both[..7]).is_ok());
+    assert!(connect_of(0b1100_0010, &both[..7]).is_err(), "no password");
+    assert!(connect_of(0b1100_0010, &both[..4]).is_err(), "no user name");
+    assert!(
+        connect_of(0b1000_0010, &both).is_err(),
+        "a password that no flag tells of"
+    );
+    assert!(
+        connect_of(0b0000_0010, &both).is_err(),
+        "both that no flag tells of"
+    );
+    assert!(
+        connect_of(0b0100_0010, &both[..7]).is_err(),
+        "a password alone"
+    );
+    let no_utf8 = [0, 2, b'm', b'e', 0, 1, 0xff];
+    assert!(connect_of(0b1000_0010, &no_utf8).is_err());
+}
+
+mod against_another_codec {
+    use bytes::BytesMut;
+    use hoist_protocol::Topic;
+    use proptest::prelude::*;
+    use rumqttc::v5::mqttbytes::v5;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::message::{Author, Extras, Message, Qos};
+
+    fn qos() -> impl Strategy<Value = Qos> {
+        prop::sample::select(vec![Qos::AtMostOnce, Qos::AtLeastOnce, Qos::ExactlyOnce])
+    }
+
+    fn code() -> impl Strategy<Value = ReasonCode> {
+        prop::sample::select(vec![
+            ReasonCode::Success,
+            ReasonCode::NotAuthorized,
+            ReasonCode::QuotaExceeded,
+            ReasonCode::ImplementationSpecific,
+        ])
+    }
+
+    /// Frames of a client that takes packets of `largest` bytes.
+    fn frames(protocol: Protocol, largest: usize) -> Frames {
+        let mut frames = connected(match protocol {
+            Protocol::V4 => CONNECT,
+            Protocol::V5 => CONNECT_5,
+        });
+        frames.largest = largest;
+        frames
+    }
+
+    fn read_4(bytes: &[u8]) -> rumqttc::Packet {
+        let mut bytes = BytesMut::from(bytes);
+        let packet = rumqttc::Packet::read(&mut bytes, usize::MAX).unwrap();
+        assert!(bytes.is_empty(), "one packet");
+        packet
+    }
+
+    fn read_5(bytes: &[u8]) -> v5::Packet {
+        let mut bytes = BytesMut::from(bytes);
+        let packet = v5::Packet::read(&mut bytes, None).unwrap();
+        assert!(bytes.is_empty(), "one packet");
+        packet
+    }
+
+    proptest! {
+        #[test]
+        fn a_message(
+            qos in qos(),
+            (retain, again) in any::<(bool, bool)>(),
+            id in 1..u16::MAX,
+            payload in prop::collection::vec(any::<u8>(), 0..300),
+            expiry in prop::option::of(any::<u32>()),
+            identifiers in prop::collection::vec(1..268_435_456_u32, 0..3),
+            user in prop::option::of("[a-z]{1,5}"),
+        ) {
+            let properties = user.iter().flat_map(|value| {
+                let len = u8::try_from(value.len()).unwrap();
+                [&[0x26, 0, 1, b'k', 0, len][..], value.as_bytes()].concat()
+            });
+            let message = Message {
+                topic: Topic::parse("hoist/v1/prod/web-1/status").unwrap(),
+                payload: Arc::from(payload.clone()),
+                qos,
+                commit: None,
+                author: Author::default(),
+                extras: Some(Arc::new(Extras {
+                    properties: properties.collect(),
+                    expires_at_ms: None,
+                })),
+            };
+            let packet_id = (qos != Qos::AtMostOnce).then_some(id);
+            let outgoing = Outgoing {
+                message: &message, qos, packet_id, retain, again, expiry, identifiers: &identifiers,
+            };
+            let mut out = Vec::new();
+            prop_assert_eq!(frames(Protocol::V4, usize::MAX).publish(&outgoing, &mut out), Sent::Yes);
+            let rumqttc::Packet::Publish(read) = read_4(&out) else { panic!("no PUBLISH") };
+            prop_assert_eq!(read.topic, message.topic.to_string());
+            prop_assert_eq!((read.retain, read.dup, read.qos as u8), (retain, again, qos.number()));
+            prop_assert_eq!((&read.payload[..], read.pkid), (&payload[..], packet_id.unwrap_or(0)));
+
+            let mut out = Vec::new();
+            prop_assert_eq!(frames(Protocol::V5, usize::MAX).publish(&outgoing, &mut out), Sent::Yes);
+            let v5::Packet::Publish(read) = read_5(&out) else { panic!("no PUBLISH") };
+            prop_assert_eq!((&read.payload[..], read.pkid), (&payload[..], packet_id.unwrap_or(0)));
+            let said = read.properties.unwrap_or_default();
+            prop_assert_eq!(said.message_expiry_interval, expiry);
+            let expected: Vec<usize> = identifiers.iter().map(|id| *id as usize).collect();
+            prop_assert_eq!(said.subscription_identifiers, expected);
+            let users: Vec<String> = said.user_properties.into_iter().map(|(_, value)| value).collect();
+            prop_assert_eq!(users, Vec::from_iter(user));
+
+            // It is sent to who takes exactly its size, and to nobody who takes less.
+            let len = out.len();
+            prop_assert_eq!(frames(Protocol::V5, len).publish(&outgoing, &mut Vec::new()), Sent::Yes);
+            let mut nothing = Vec::new();
+            prop_assert_eq!(frames(Protocol::V5, len - 1).publish(&outgoing, &mut nothing), Sent::TooLarge);
+            prop_assert_eq!(nothing, Vec::<u8>::new());
+        }
+
+        #[test]
+        fn an_answer_within_what_the_client_takes(
+            code in code(),
+            id in 1..u16::MAX,
+            why in "\\PC{0,400}",
+            largest in 1..600_usize,
+        ) {
+            let mut out = Vec::new();
+            frames(Protocol::V5, largest)
+                .acknowledge(Ack::Publish, id, code, Some(&why), &mut out);
+            prop_assert!(out.len() <= largest);
+            if largest >= 6 {
+                let v5::Packet::PubAck(read) = read_5(&out) else { panic!("no PUBACK") };
+                prop_assert_eq!((read.pkid, read.reason as u8 == 0), (id, code == ReasonCode::Success));
+            }
+            let mut out = Vec::new();
+            frames(Protocol::V5, largest).disconnect(ReasonCode::ServerShuttingDown, &why, &mut out);
+            prop_assert!(out.len() <= largest);
+            if largest >= 4 {
+                prop_assert!(matches!(read_5(&out), v5::Packet::Disconnect(_)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_read_by_another_codec() {
+        let (four, five) = (
+            frames(Protocol::V4, usize::MAX),
+            frames(Protocol::V5, usize::MAX),
+        );
+        let mut out = Vec::new();
+        four.acknowledge(Ack::Release, 7, ReasonCode::Success, None, &mut out);
+        assert_eq!(out, [0x62, 2, 0, 7]);
+        let granted = || [Ok(Qos::ExactlyOnce), Err(ReasonCode::QuotaExceeded)].into_iter();
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        four.suback(9, granted(), &mut old);
+        five.suback(9, granted(), &mut new);
+        assert_eq!(old, [0x90, 4, 0, 9, 2, 0x80]);
+        assert_eq!(new, [0x90, 5, 0, 9, 0, 2, 0x97]);
+        let (mut old, mut new) = (Vec::new(), Vec::new());
+        let codes = || [ReasonCode::Success, ReasonCode::NoSubscriptionExisted].into_iter();
+        four.unsuback(9, codes(), &mut old);
+        five.unsuback(9, codes(), &mut new);
+        assert_eq!(old, [0xb0, 2, 0, 9]);
+        assert_eq!(new, [0xb0, 5, 0, 9, 0, 0, 0x11]);
+        let mut old = Vec::new();
+        four.disconnect(ReasonCode::ServerShuttingDown, "it stops", &mut old);
+        assert_eq!(old, [0_u8; 0], "MQTT 3.1.1 lets no server say it");
+        four.refuse(ReasonCode::NotAuthorized, "no", &mut old);
+        assert_eq!(old, [0x20, 2, 0, 5]);
+    }
+}
+
+#[test]
+fn a_subscribe_of_mqtt_5_is_checked_to_the_bit() {
+    let with = |properties: &[u8], filter: &str, options: u8| {
+        let (len, properties_len) = (u8::try_from(filter.len()).unwrap(), properties.len());
+        let head = [0x82, 0, 0, 1, u8::try_from(properties_len).unwrap()];
+        let mut bytes = [
+            &head[..],
+            properties,
+            &[0, len],
+            filter.as_bytes(),
+            &[options],
+        ]
+        .concat();
+        bytes[1] = u8::try_from(bytes.len() - 2).unwrap();
+        after_connect_5(&bytes)
+    };
+    assert!(with(&[], "a", 0b0010_1110).is_ok());
+    assert!(with(&[0x0b, 0xff, 0xff, 0xff, 0x7f], "a", 0).is_ok());
+    for (what, properties, filter, options) in [
+        ("a reserved bit", &[][..], "a", 0b0100_0000),
+        ("QoS 3", &[], "a", 3),
+        ("retain handling 3", &[], "a", 0b0011_0000),
+        (
+            "no local on a shared subscription",
+            &[],
+            "$share/a/b",
+            0b0000_0100,
+        ),
+        ("an identifier of zero", &[0x0b, 0], "a", 0),
+        ("two identifiers", &[0x0b, 1, 0x0b, 2], "a", 0),
+        ("a property of a PUBLISH", &[0x01, 1], "a", 0),
+    ] {
+        assert!(with(properties, filter, options).is_err(), "{what}");
+    }
+}

@@ -15,6 +15,9 @@ use crate::store::{Outcome, Snapshot};
 use super::delivery::OUTPUT_LEN;
 use super::*;
 
+mod model;
+mod v5;
+
 fn policy() -> Arc<Policy> {
     Arc::new(Policy {
         rules: Rules::default(),
@@ -330,4 +333,58 @@ proptest! {
         }
         prop_assert_eq!(&session.peer().fleet, &FleetName::new("prod").unwrap());
     }
+}
+
+#[test]
+fn nothing_after_a_goodbye_counts() {
+    let mut session = open(Role::Agent, "web-1");
+    let publish = publish(STATUS, QoS::AtLeastOnce, true, "{}");
+    let both = [bytes(&Packet::Disconnect), publish].concat();
+    assert_eq!(session.receive(&both), 2);
+    assert!(session.take_effects().is_empty());
+    assert_eq!(session.ended(), Some(&Ended::Disconnected));
+}
+
+#[test]
+fn on_mqtt_3_what_cannot_be_stored_ends_the_connection() {
+    let mut session = open(Role::Agent, "web-1");
+    session.receive(&publish(STATUS, QoS::AtLeastOnce, true, "{}"));
+    let Some(Effect::Publish(_, ticket)) = session.take_effects().into_iter().next() else {
+        panic!("no publish");
+    };
+    session.settled(
+        ticket,
+        Outcome::Unavailable(crate::store::Unavailable::Disk),
+    );
+    assert!(matches!(session.ended(), Some(Ended::Unavailable(_))));
+    session.say_goodbye();
+    assert_eq!(packets(&mut session), [], "there is no word for it");
+}
+
+#[test]
+fn qos_2_is_released_in_the_order_of_what_was_received() {
+    let mut session = watching(QoS::ExactlyOnce);
+    for n in 1..=3 {
+        let mut message = Message::clone(&message(n));
+        message.qos = Qos::ExactlyOnce;
+        session.on(Event::Message(Arc::new(message), Via::Direct));
+    }
+    let ids: Vec<u16> = packets(&mut session)
+        .iter()
+        .map(|packet| match packet {
+            Packet::Publish(publish) => publish.pkid,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    for id in [ids[1], ids[0], ids[1], ids[2]] {
+        session.receive(&bytes(&Packet::PubRec(rumqttc::PubRec::new(id))));
+    }
+    let released: Vec<Packet> = [ids[1], ids[0], ids[1], ids[2]]
+        .map(|id| Packet::PubRel(rumqttc::PubRel::new(id)))
+        .into();
+    assert_eq!(packets(&mut session), released, "again for who asks again");
+    session.receive(&bytes(&Packet::PubComp(rumqttc::PubComp::new(ids[0]))));
+    assert_eq!(session.ended(), None);
+    session.receive(&bytes(&Packet::PubComp(rumqttc::PubComp::new(ids[0]))));
+    assert!(session.ended().is_some(), "it was settled already");
 }

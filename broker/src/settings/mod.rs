@@ -38,6 +38,9 @@ pub enum SettingsError {
     /// A policy for an audit log that is not kept.
     #[error("`audit_failure` is set, but no `audit_log`")]
     NoAuditLog,
+    /// Pages that could connect nowhere.
+    #[error("`websocket_origins` is set, but no `websocket_listen`")]
+    NoWebSocket,
     /// A text that is no address.
     #[error("`metrics_listen` is neither a port nor ADDRESS:PORT")]
     MetricsListen,
@@ -66,6 +69,15 @@ pub enum SettingsError {
     },
 }
 
+/// How browsers connect.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct WebSockets {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The origins of the pages that may connect, such as `https://fleet.example.org`.
+    pub origins: Vec<String>,
+}
+
 /// Everything that a broker needs to know.
 #[derive(Debug)]
 pub struct Settings {
@@ -79,6 +91,8 @@ pub struct Settings {
     pub fleets: Fleets,
     /// How many of what may be at once, and how often.
     pub limits: Limits,
+    /// Where to listen for WebSockets, when that is wanted.
+    pub websocket: Option<WebSockets>,
     /// What one session may have open.
     pub session: SessionLimits,
     /// How long what may take.
@@ -110,6 +124,7 @@ impl TryFrom<Options> for Settings {
                 .listen
                 .unwrap_or(SocketAddr::from(([127, 0, 0, 1], 8883))),
             limits: limits(&options)?,
+            websocket: websocket(&mut options)?,
             session: session(&options)?,
             timeouts: timeouts(&options)?,
             tls: ServerSources {
@@ -214,6 +229,15 @@ fn session(options: &Options) -> Result<SessionLimits, SettingsError> {
         max_subscriptions => subscriptions,
         max_wildcard_subscriptions => wild_subscriptions
     ))
+}
+
+fn websocket(options: &mut Options) -> Result<Option<WebSockets>, SettingsError> {
+    let origins = options.websocket_origins.take().unwrap_or_default();
+    match options.websocket_listen {
+        Some(listen) => Ok(Some(WebSockets { listen, origins })),
+        None if origins.is_empty() => Ok(None),
+        None => Err(SettingsError::NoWebSocket),
+    }
 }
 
 fn absence(options: &Options) -> Result<Absence, SettingsError> {
@@ -361,5 +385,55 @@ mod tests {
         };
         let settings = Settings::try_from(options).unwrap();
         assert_eq!(settings.timeouts.stalled, Duration::from_secs(90));
+    }
+
+    #[test]
+    fn fleets_have_tables_and_what_is_theirs_stands_nowhere_else() {
+        let tables = |text: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let path = camino::Utf8Path::from_path(file.path()).unwrap();
+            hoist_certs::program::read_toml::<Options>(path)
+                .map_err(|error| error.to_string())
+                .and_then(|file| {
+                    Settings::try_from(file.or(complete())).map_err(|error| error.to_string())
+                })
+        };
+        let text = format!(
+            "[fleets.prod]\ntrusted_keys = ['{}']\nmax_connections = 7\npublish_rate = '10/s'\n\
+             [fleets.test]\nca = 'test.pem'\n",
+            key(1)
+        );
+        let settings = tables(&text).unwrap();
+        let Fleets::These(fleets) = &settings.fleets else {
+            panic!("{:?}", settings.fleets);
+        };
+        assert_eq!(fleets.len(), 2);
+        let prod = settings.fleets.get(&"prod".parse().unwrap()).unwrap();
+        assert!(prod.trusted_keys.is_some() && prod.ca.is_none());
+        assert_eq!(prod.quota.connections, Some(7));
+        assert!(settings.fleets.get(&"other".parse().unwrap()).is_none());
+        assert_eq!(settings.tls.fleets.len(), 2);
+        assert!(settings.tls.fleets[&"test".parse().unwrap()].is_some());
+        let one = tables(&format!("trusted_keys = ['{}']\n", key(1))).unwrap();
+        assert!(matches!(one.fleets, Fleets::Any(_)));
+        for (text, said) in [
+            (
+                "monitors_read_log = true\n[fleets.prod]\n",
+                "`monitors_read_log` is set beside",
+            ),
+            ("[fleets.prod]\nmax_connections = 0\n", "fleet prod"),
+            (
+                "[fleets.prod]\nmax_conections = 1\n",
+                "did you mean `max_connections`",
+            ),
+            ("[fleets.Prod]\n", ""),
+            ("[fleets.prod]\npublish_rate = '10'\n", ""),
+            ("connect_rate = '10/h'\n", ""),
+            ("expired_crl = 'ignore'\n", "accept"),
+        ] {
+            let error = tables(text).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+        }
     }
 }

@@ -36,6 +36,14 @@ options! {
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8883]
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
+    /// Address and port to listen on for MQTT over WebSocket, inside TLS with the same certificates; without it
+    /// there is none
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    websocket_listen: SocketAddr,
+    /// The origin of a web page that may connect over WebSocket, such as https://fleet.example.org; repeat it for
+    /// several. A browser shows its client certificate for every page, so none may unless it is named here
+    #[arg(long, value_name = "ORIGIN")]
+    websocket_origins: Vec<String>,
     /// The certificate authority that clients' certificates are of (a path, or the PEM text)
     #[arg(long, value_name = "PEM")]
     ca: Pem,

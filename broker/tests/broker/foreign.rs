@@ -1,12 +1,17 @@
-//! The client that Hoist's own programs use, with its own event loop.
+//! Clients that others have written, with their own event loops: rumqttc, of MQTT 3.1.1 and 5, and mosquitto's.
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use hoist_certs::Role;
-use rumqttc::{AsyncClient, Event, EventLoop, Packet, QoS};
+use rumqttc::v5::mqttbytes::v5::Packet as Packet5;
+use rumqttc::v5::{self, mqttbytes::QoS as QoS5};
+use rumqttc::{AsyncClient, Event, EventLoop, Packet, QoS, TlsConfiguration, Transport};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use crate::support::{Broker, PATIENCE, World, topic};
+use crate::support::{Broker, PATIENCE, World, issue, topic};
 
 fn client(
     world: &World,
@@ -86,5 +91,136 @@ async fn rumqttc_stays_connected_by_its_pings() {
     for _ in 0..3 {
         until(&mut events, |p| matches!(p, Packet::PingResp).then_some(())).await;
     }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn rumqttc_watches_over_mqtt_5() {
+    let world = World::new();
+    let broker = world.start().await;
+    let tls = world
+        .credentials("prod", Role::Monitor, "mon")
+        .client()
+        .unwrap();
+    let mut options = v5::MqttOptions::new("mon.1", "localhost", broker.address.port());
+    options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(
+        tls.config(),
+    )));
+    options.set_keep_alive(Duration::from_secs(60));
+    options.set_topic_alias_max(Some(0));
+    let (monitor, mut events) = v5::AsyncClient::new(options, 10);
+    monitor
+        .subscribe("hoist/v1/prod/+/status", QoS5::ExactlyOnce)
+        .await
+        .unwrap();
+    let mut next = async || {
+        let search = async {
+            loop {
+                if let v5::Event::Incoming(packet) = events.poll().await.unwrap()
+                    && matches!(packet, Packet5::SubAck(_) | Packet5::Publish(_))
+                {
+                    return packet;
+                }
+            }
+        };
+        timeout(PATIENCE, search).await.expect("it never came")
+    };
+    assert!(matches!(next().await, Packet5::SubAck(_)));
+    let mut agent = world.agent(&broker, "web-1").await;
+    for n in 0..50 {
+        agent.retain(&topic("web-1", "status"), n.to_string()).await;
+        let Packet5::Publish(publish) = next().await else {
+            panic!("no message");
+        };
+        assert_eq!(publish.payload, n.to_string());
+    }
+    broker.stop().await;
+}
+
+/// One of mosquitto's clients, with a certificate of its own.
+struct Mosquitto {
+    folder: TempDir,
+    port: u16,
+}
+
+impl Mosquitto {
+    fn new(world: &World, broker: &Broker, role: Role, who: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        let issued = issue(&world.authority, "prod", role, who);
+        for (name, pem) in [
+            ("ca", world.authority.certificate_pem()),
+            ("certificate", &issued.certificate_pem),
+            ("key", &issued.key_pem),
+        ] {
+            std::fs::write(folder.path().join(name), pem).unwrap();
+        }
+        let port = broker.address.port();
+        Self { folder, port }
+    }
+
+    fn run(&self, program: &str, id: &str, more: &[&str]) -> Child {
+        let file = |name| self.folder.path().join(name);
+        Command::new(program)
+            .args(["-h", "localhost", "-p", &self.port.to_string(), "-i", id])
+            .arg("--cafile")
+            .arg(file("ca"))
+            .arg("--cert")
+            .arg(file("certificate"))
+            .arg("--key")
+            .arg(file("key"))
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}; `make setup` installs it"))
+    }
+}
+
+async fn output(child: Child) -> String {
+    let output = timeout(PATIENCE, child.wait_with_output())
+        .await
+        .unwrap()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {stderr}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn mosquittos_clients_publish_and_watch_in_both_versions_at_every_qos() {
+    let world = World::new();
+    let broker = world.start().await;
+    let status = topic("web-1", "status");
+    let agent = Mosquitto::new(&world, &broker, Role::Agent, "web-1");
+    let monitor = Mosquitto::new(&world, &broker, Role::Monitor, "mon");
+    for version in ["mqttv311", "mqttv5"] {
+        for qos in ["0", "1", "2"] {
+            let said = format!("{version} {qos}");
+            let publish = ["-V", version, "-q", qos, "-r", "-t", &status, "-m", &said];
+            output(agent.run("mosquitto_pub", "web-1", &publish)).await;
+            // At QoS 0 nobody says when it has arrived; whoever watches sees it once it has.
+            let filter = "hoist/v1/prod/+/status";
+            let watch = [
+                "-V", version, "-q", qos, "-C", "1", "-F", "%p %q %r", "-t", filter,
+            ];
+            loop {
+                let seen = output(monitor.run("mosquitto_sub", "mon.1", &watch)).await;
+                if seen.trim_end() == format!("{said} {qos} 1") {
+                    break;
+                }
+            }
+        }
+    }
+    // A session that stays: what it missed comes as news, not as what is retained.
+    let history = topic("web-1", "history");
+    let stays = ["-V", "mqttv311", "-c", "-q", "1", "-R", "-t", &history];
+    let once = [&stays[..], &["-E"]].concat();
+    output(monitor.run("mosquitto_sub", "mon.stays", &once)).await;
+    let publish = ["-q", "1", "-r", "-t", &history, "-m", "missed"];
+    output(agent.run("mosquitto_pub", "web-1", &publish)).await;
+    let later = [&stays[..], &["-C", "1"]].concat();
+    let seen = output(monitor.run("mosquitto_sub", "mon.stays", &later)).await;
+    assert_eq!(seen, "missed\n");
     broker.stop().await;
 }

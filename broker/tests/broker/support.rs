@@ -40,6 +40,8 @@ pub(crate) struct Broker {
     pub(crate) address: SocketAddr,
     /// Where metrics are told, when the options say that they are.
     pub(crate) metrics: Option<SocketAddr>,
+    /// Where WebSockets are served, when the options say so.
+    pub(crate) websocket: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     pub(crate) done: JoinHandle<Result<(), ServerError>>,
 }
@@ -48,7 +50,7 @@ pub(crate) fn name(text: &str) -> AgentName {
     AgentName::new(text).unwrap()
 }
 
-fn issue(authority: &Authority, fleet: &str, role: Role, who: &str) -> Issued {
+pub(crate) fn issue(authority: &Authority, fleet: &str, role: Role, who: &str) -> Issued {
     let hosts = match role {
         Role::Broker => vec!["localhost".parse().unwrap()],
         _ => Vec::new(),
@@ -150,6 +152,7 @@ impl Broker {
     /// Runs a server.
     pub(crate) fn of(server: Server) -> Self {
         let (address, metrics) = (server.local_addr(), server.metrics_addr());
+        let websocket = server.websocket_addr();
         let (stop, stopped) = oneshot::channel::<()>();
         let done = tokio::spawn(server.run(async {
             stopped.await.ok();
@@ -157,6 +160,7 @@ impl Broker {
         Self {
             address,
             metrics,
+            websocket,
             stop: Some(stop),
             done,
         }
@@ -167,6 +171,7 @@ impl Broker {
         Self {
             address,
             metrics: None,
+            websocket: None,
             stop: None,
             done: tokio::spawn(async { Ok(()) }),
         }
