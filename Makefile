@@ -7,7 +7,7 @@ export CARGO_TERM_PROGRESS_WHEN ?= auto
 export RUST_TEST_THREADS ?= 6
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-newer-nix lint nix-test bench soak install clean
+.PHONY: help setup build demo test test-newer-nix lint nix-test bench soak fuzz install clean
 
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench: setup ## Measure against mosquitto and print the tables (optimised build;
 soak: setup ## Deploy 1,000 times to one machine, with things going wrong, and see that nothing is left behind
 	$(CARGO) build --workspace --locked
 	@$(CARGO) run --quiet --locked --package hoist-tests --bin hoist-soak
+
+fuzz: ## Feed the broker what a fuzzer makes of coverage, SECONDS_EACH (60) for each of five targets
+	@fuzz/run.sh $(or $(SECONDS_EACH),60)
 
 install: ## Build optimised programs and install them under PREFIX (/usr/local)
 	$(CARGO) build --release --locked --package hoist-certs --package hoist-broker --package hoist-agent --package hoist-publisher

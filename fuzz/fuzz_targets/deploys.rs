@@ -1,0 +1,5 @@
+//! Deployments that nobody has signed.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| hoist_broker::fuzzing::deploys(input));
