@@ -44,11 +44,11 @@ fn loaded(unit: &str, name: &str) -> Option<Utf8PathBuf> {
     let settings = unit
         .lines()
         .filter_map(|line| line.trim().strip_prefix("LoadCredential="));
-    let files = settings.filter_map(|setting| {
+    let mut files = settings.filter_map(|setting| {
         let (id, file) = setting.split_once(':')?;
         (id == name).then(|| Utf8PathBuf::from(file))
     });
-    files.filter(|file| file.is_absolute()).last()
+    files.rfind(|file: &Utf8PathBuf| file.is_absolute())
 }
 
 #[cfg(test)]

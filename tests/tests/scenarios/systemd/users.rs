@@ -1,7 +1,7 @@
 //! A plain user whose home is deployed: no root, the user's own service manager, and the store behind Nix's daemon.
 
 use anyhow::Result;
-use hoist_protocol::{Reason, State, Status};
+use hoist_protocol::{Reason, State, Status, Text};
 use hoist_tests::closure::Closure;
 use hoist_tests::machine::Deployable as _;
 use hoist_tests::nspawn::{AGENT, Trust, USER, UserMachine, booted_scenario};
@@ -22,10 +22,7 @@ fn a_users_home_is_deployed_without_root_and_one_that_fails_is_taken_back() {
         let v1 = user.push(world, &user.home("1"))?;
         let status = world.carry_out(&user, &v1)?;
         assert_eq!(status.state, State::Succeeded, "{}", status.message);
-        assert_eq!(
-            status.kind.as_ref().map(|k| k.as_str()),
-            Some("home-manager")
-        );
+        assert_eq!(status.kind.as_ref().map(Text::as_str), Some("home-manager"));
         assert_eq!(status.previous_path, v0);
         assert_eq!(status.profile_path.as_ref(), Some(&v1));
         assert_eq!(user.current_system()?.as_ref(), Some(&v1));
