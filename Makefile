@@ -40,9 +40,10 @@ bench: setup ## Measure against mosquitto and print the tables (optimised build;
 	$(CARGO) build --release --workspace --locked
 	@$(CARGO) run --quiet --release --locked --package hoist-tests --bin hoist-bench
 
-soak: setup ## Deploy 1,000 times to one machine, with things going wrong, and see that nothing is left behind
+soak: setup ## Deploy 1,000 times with things going wrong; kill the broker 100 times under load
 	$(CARGO) build --workspace --locked
 	@$(CARGO) run --quiet --locked --package hoist-tests --bin hoist-soak
+	HOIST_BROKER_KILLS=100 $(CARGO) test --locked --package hoist-broker --test broker -- killed_again
 
 fuzz: ## Feed the broker what a fuzzer makes of coverage, SECONDS_EACH (60) for each of five targets
 	@fuzz/run.sh $(or $(SECONDS_EACH),60)

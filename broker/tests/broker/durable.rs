@@ -12,7 +12,7 @@ use rumqttc::{Packet, QoS};
 use crate::program::{Folder, PROGRAM, Running, start};
 use crate::support::{Client, PATIENCE, World, topic};
 
-/// How often the broker is killed.
+/// How often the broker is killed; `HOIST_BROKER_KILLS` sets another number.
 const ROUNDS: u32 = 10;
 
 /// How many agents report, and for how many machines a publisher deploys, while it is.
@@ -114,7 +114,8 @@ async fn killed_again_and_again_under_load_it_loses_nothing_that_it_acknowledged
     let mut deploys: Books = deploys.map(|topic| (topic, Newest::default())).collect();
     let statuses = (0..AGENTS).map(|n| topic(&format!("web-{n}"), "status"));
     let mut statuses: Books = statuses.map(|topic| (topic, Newest::default())).collect();
-    for round in 0..ROUNDS {
+    let rounds = std::env::var("HOIST_BROKER_KILLS").map_or(ROUNDS, |n| n.parse().unwrap());
+    for round in 0..rounds {
         let mut running = start(folder.command("exec", ""));
         let mut all = deploys.clone();
         all.extend(statuses.clone());

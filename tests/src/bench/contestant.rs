@@ -6,7 +6,7 @@ use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 
 use crate::bench::load::Load;
 use crate::process::{self, Process};
@@ -51,6 +51,21 @@ impl Running {
         self.process.pid()
     }
 
+    /// Sends it a signal and waits for its end.
+    pub(super) fn end(&mut self, signal: Signal) -> Result<()> {
+        if signal == Signal::KILL {
+            self.process.kill()
+        } else {
+            self.process.terminate().map(drop)
+        }
+    }
+
+    /// Starts Hoist's broker again with what it kept.
+    pub(super) fn start_again(&mut self, site: &Site) -> Result<()> {
+        (self.process, self.port) = run_hoist(&self.dir, site)?;
+        Ok(())
+    }
+
     /// Ends it and removes what it kept.
     pub(super) fn stop(&mut self) -> Result<()> {
         self.process.terminate()?;
@@ -78,6 +93,12 @@ impl Contestant {
     }
 }
 
+/// Everybody comes from one address, and more than once a minute.
+const NO_LIMITS: &str = "max_connections = 100000\nmax_connections_per_address = 100000\n\
+     max_handshakes_per_address = 100000\nmax_handshakes = 100000\n\
+     connect_rate = \"100000/s burst 1000000\"\npublish_rate = \"1000000/s burst 1000000\"\n\
+     byte_rate = \"1000000000/s burst 1000000000\"\n";
+
 fn start_hoist(dir: Utf8PathBuf, site: &Site, load: &Load) -> Result<Running> {
     let config = dir.join("broker.toml");
     let identity = load.broker_files().config();
@@ -85,16 +106,21 @@ fn start_hoist(dir: Utf8PathBuf, site: &Site, load: &Load) -> Result<Running> {
     fs::write(
         &config,
         format!(
-            "listen = \"127.0.0.1:0\"\nstate = {:?}\ntrusted_keys = [{trusted:?}]\n{identity}",
+            "listen = \"127.0.0.1:0\"\nstate = {:?}\ntrusted_keys = [{trusted:?}]\n{NO_LIMITS}{identity}",
             dir.join("state").as_str()
         ),
     )?;
+    let (process, port) = run_hoist(&dir, site)?;
+    Ok(Running { process, port, dir })
+}
+
+fn run_hoist(dir: &Utf8Path, site: &Site) -> Result<(Process, u16)> {
     let mut command = process::command(&site.programs().broker);
-    command.args(["run", "--config", config.as_str()]);
+    command.args(["run", "--config", dir.join("broker.toml").as_str()]);
     let mut process = Process::start("hoist-broker", command, site.logs())?;
     let port = process.wait_for_line("ready: listening on 127.0.0.1:")?;
     let port = port.trim().parse().context("hoist-broker says no port")?;
-    Ok(Running { process, port, dir })
+    Ok((process, port))
 }
 
 fn start_mosquitto(dir: Utf8PathBuf, site: &Site, load: &Load, saving: &str) -> Result<Running> {
@@ -137,6 +163,7 @@ fn mosquitto_config(
          cafile {}\ncertfile {}\nkeyfile {}\n\
          require_certificate true\nuse_identity_as_username true\n\
          acl_file {acl}\n\
+         max_queued_messages 0\n\
          persistence true\npersistence_location {dir}/\n\
          log_type error\n{saving}{user}",
         files.ca, files.certificate, files.key,
@@ -147,6 +174,10 @@ fn mosquitto_config(
 fn access_rules() -> String {
     format!(
         "pattern read hoist/v1/{FLEET}/%u/deploy\n\
+         pattern write hoist/v1/{FLEET}/%u/presence\n\
+         pattern write hoist/v1/{FLEET}/%u/status\n\
+         user mon\n\
+         topic read hoist/v1/{FLEET}/+/status\n\
          user ci\n\
          topic write hoist/v1/{FLEET}/+/deploy\n"
     )

@@ -1,6 +1,6 @@
 //! The load: a fleet of agents and one publisher, the same for every broker.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,6 +39,19 @@ pub(super) const PUBLISHED_ALONE: usize = 1000;
 /// How many deployments are sent one after the other to measure the time of a single one.
 const SINGLE: usize = 200;
 
+/// The version of what is retained at last: above all that is sent one after the other until then, whose order is by
+/// the time in milliseconds.
+const NEWEST: usize = 10 * 3600 * 1000;
+
+/// How many deployments are signed before they are published, where there are many.
+const FILLED_AT_ONCE: usize = 5000;
+
+/// The size of a status, in bytes.
+const STATUS_LEN: usize = 600;
+
+/// Files that a broker has open besides its connections, at most.
+const OTHER_FILES: usize = 40;
+
 /// How long one broker's round may take before the run is given up.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -59,6 +72,12 @@ pub(super) struct Measured {
     pub(super) deploy_cpu: Duration,
     /// A single deployment from publish to its agent, the median of [`SINGLE`].
     pub(super) single: Duration,
+    /// All agents once more, each with its retained message and then its presence and status acknowledged.
+    pub(super) storm: Duration,
+    /// CPU time of the broker meanwhile.
+    pub(super) storm_cpu: Duration,
+    /// A monitor, from its SUBSCRIBE until it has the status of every agent.
+    pub(super) snapshot: Duration,
 }
 
 /// One agent of the fleet.
@@ -66,17 +85,35 @@ struct Agent {
     name: AgentName,
     topic: String,
     tls: Arc<ClientConfig>,
-    /// What is retained for it at first, and what it is deployed then.
-    versions: [Bytes; 2],
+    /// What is retained for it at first, what it is deployed then, and what is retained when it comes back.
+    versions: [Bytes; 3],
 }
 
 /// The fleet, its publisher, and everything that they send.
 pub(super) struct Load {
     agents: Arc<Vec<Agent>>,
     publisher: Arc<ClientConfig>,
+    monitor: Arc<ClientConfig>,
     broker: Identity,
     key: SigningKey,
     signing: Duration,
+}
+
+/// What an agent does when it has connected, and which version is retained for it.
+#[derive(Clone, Copy, Debug)]
+enum Arrival {
+    /// It waits.
+    Quiet(usize),
+    /// It says that it is online, and where it stands.
+    Reporting(usize),
+}
+
+impl Arrival {
+    const fn version(self) -> usize {
+        match self {
+            Self::Quiet(version) | Self::Reporting(version) => version,
+        }
+    }
 }
 
 /// Says that the agent has received its message of a version.
@@ -106,7 +143,11 @@ impl Load {
             agents.push(Agent {
                 topic: machine.topic(Channel::Deploy).to_string(),
                 tls: client(Role::Agent, &name)?,
-                versions: [first, deployment(&machine, n, 2, &key)?],
+                versions: [
+                    first,
+                    deployment(&machine, n, 2, &key)?,
+                    deployment(&machine, n, NEWEST, &key)?,
+                ],
                 name,
             });
         }
@@ -114,6 +155,7 @@ impl Load {
         Ok(Self {
             agents: Arc::new(agents),
             publisher: client(Role::Publisher, &AgentName::new("ci")?)?,
+            monitor: client(Role::Monitor, &AgentName::new("mon")?)?,
             broker: write_broker(&authority, site)?,
             key,
             signing,
@@ -167,7 +209,7 @@ impl Load {
         publisher.publish(rest, 0).await?;
 
         let before = Usage::of(pid)?;
-        let (connect, mut fleet) = self.connect(port).await?;
+        let (connect, mut fleet) = self.connect(port, Arrival::Quiet(0)).await?;
         let connected = Usage::of(pid)?;
 
         let start = Instant::now();
@@ -181,7 +223,19 @@ impl Load {
         let deployed = Usage::of(pid)?;
 
         let single = self.single(&mut publisher, &mut fleet).await?;
+
+        drop(fleet);
+        publisher.publish(&self.agents, 2).await?;
+        settle(pid).await?;
+        let rested = Usage::of(pid)?;
+        let (storm, fleet) = self.connect(port, Arrival::Reporting(2)).await?;
+        let storm_cpu = Usage::of(pid)?.cpu.saturating_sub(rested.cpu);
+        let snapshot = self.snapshot(port).await?;
+        drop(fleet);
         Ok(Measured {
+            storm,
+            storm_cpu,
+            snapshot,
             publish,
             connect,
             connect_cpu: connected.cpu.saturating_sub(before.cpu),
@@ -193,8 +247,75 @@ impl Load {
         })
     }
 
-    /// Connects all agents, and waits until each has the message that was retained for it.
-    async fn connect(&self, port: u16) -> Result<(Duration, Fleet)> {
+    /// Retains `count` deployments, of machines that are not there.
+    pub(super) async fn fill(&self, port: u16, count: usize) -> Result<()> {
+        let mut publisher = Publisher::connect(port, &self.publisher).await?;
+        let fleet = FleetName::new(FLEET)?;
+        let mut first = 0;
+        while first < count {
+            let last = count.min(first + FILLED_AT_ONCE);
+            let mut messages = Vec::with_capacity(last - first);
+            for n in first..last {
+                let machine = Machine::new(fleet.clone(), AgentName::new(format!("gone-{n}"))?);
+                let payload = deployment(&machine, n, 1, std::slice::from_ref(&self.key))?;
+                messages.push((machine.topic(Channel::Deploy).to_string(), payload));
+            }
+            let messages = messages
+                .iter()
+                .map(|(topic, payload)| (topic.as_str(), payload));
+            publisher.publish_all(messages).await?;
+            first = last;
+        }
+        Ok(())
+    }
+
+    /// Checks that `count` deployments are retained.
+    pub(super) async fn count_retained(&self, port: u16, count: usize) -> Result<()> {
+        let id = hoist_protocol::client_id("ci", 2);
+        let mut watcher = Connection::open(port, Arc::clone(&self.publisher), &id).await?;
+        let early = watcher
+            .subscribe(&format!("hoist/v1/{FLEET}/+/deploy"))
+            .await?;
+        let mut found = usize::from(early.is_some());
+        if let Some(publish) = early {
+            watcher.acknowledge(&publish).await?;
+        }
+        while found < count {
+            let publish = next_publish(&mut watcher).await?;
+            watcher.acknowledge(&publish).await?;
+            found += 1;
+        }
+        Ok(())
+    }
+
+    /// A monitor that asks for every agent's status.
+    async fn snapshot(&self, port: u16) -> Result<Duration> {
+        let id = hoist_protocol::client_id("mon", 1);
+        let mut monitor = Connection::open(port, Arc::clone(&self.monitor), &id).await?;
+        let start = Instant::now();
+        let early = monitor
+            .subscribe(&format!("hoist/v1/{FLEET}/+/status"))
+            .await?;
+        let mut topics = HashSet::with_capacity(self.agents());
+        let mut next = early;
+        while topics.len() < self.agents() {
+            let publish = match next.take() {
+                Some(publish) => publish,
+                None => next_publish(&mut monitor).await?,
+            };
+            ensure!(
+                publish.retain && publish.payload.len() == STATUS_LEN,
+                "{publish:?}"
+            );
+            monitor.acknowledge(&publish).await?;
+            topics.insert(publish.topic);
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Connects all agents, and waits until each has the message that was retained for it and has reported what
+    /// it has to report.
+    async fn connect(&self, port: u16, arrival: Arrival) -> Result<(Duration, Fleet)> {
         let (sender, received) = mpsc::unbounded_channel();
         let turns = Arc::new(Semaphore::new(CONNECTING));
         let mut fleet = Fleet {
@@ -208,7 +329,7 @@ impl Load {
             fleet.tasks.spawn(async move {
                 let agent = &agents[n];
                 // Only ever an error: an agent goes on until it is stopped.
-                let ended = agent.run(port, &turns, &sender).await;
+                let ended = agent.run(port, arrival, &turns, &sender).await;
                 if let Err(error) = ended {
                     let error = error.context(format!("the agent {}", agent.name));
                     // Nobody listens any more when the round is over.
@@ -216,7 +337,7 @@ impl Load {
                 }
             });
         }
-        fleet.wait_for(0, self.agents()).await?;
+        fleet.wait_for(arrival.version(), self.agents()).await?;
         Ok((start.elapsed(), fleet))
     }
 
@@ -246,6 +367,7 @@ impl Agent {
     async fn run(
         &self,
         port: u16,
+        arrival: Arrival,
         turns: &Semaphore,
         received: &mpsc::UnboundedSender<Result<Received>>,
     ) -> Result<()> {
@@ -258,11 +380,14 @@ impl Agent {
             None => next_publish(&mut connection).await?,
         };
         ensure!(
-            first.payload == self.versions[0] && first.retain,
+            first.payload == self.versions[arrival.version()] && first.retain,
             "what was retained for it is not what it got"
         );
         connection.acknowledge(&first).await?;
-        received.send(Ok(Received(0)))?;
+        if matches!(arrival, Arrival::Reporting(_)) {
+            self.report(&mut connection).await?;
+        }
+        received.send(Ok(Received(arrival.version())))?;
         drop(turn);
         loop {
             let publish = next_publish(&mut connection).await?;
@@ -279,6 +404,39 @@ impl Agent {
             received.send(Ok(Received(version)))?;
         }
     }
+}
+
+impl Agent {
+    /// Publishes presence and status and waits for both PUBACKs.
+    async fn report(&self, connection: &mut Connection) -> Result<()> {
+        let channel = |channel: &str| self.topic.replace("/deploy", &format!("/{channel}"));
+        let reports = [
+            (channel("presence"), Bytes::from_static(b"online")),
+            (channel("status"), Bytes::from_static(&[b's'; STATUS_LEN])),
+        ];
+        for (id, (topic, payload)) in (1..).zip(reports) {
+            let mut publish = Publish::from_bytes(topic, QoS::AtLeastOnce, payload);
+            publish.retain = true;
+            publish.pkid = id;
+            connection.queue(&Packet::Publish(publish))?;
+        }
+        connection.flush().await?;
+        for _ in 0..2 {
+            match connection.receive().await? {
+                Packet::PubAck(_) => {}
+                other => bail!("an agent that reports got {other:?}"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the broker has closed the connections that were dropped.
+async fn settle(pid: Pid) -> Result<()> {
+    while Usage::of(pid)?.files > OTHER_FILES {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
 }
 
 async fn next_publish(connection: &mut Connection) -> Result<Publish> {
@@ -327,13 +485,22 @@ impl Publisher {
 
     /// Publishes a version to each agent, and waits for every PUBACK.
     async fn publish(&mut self, agents: &[Agent], version: usize) -> Result<()> {
+        let messages = agents.iter();
+        let messages = messages.map(|agent| (agent.topic.as_str(), &agent.versions[version]));
+        self.publish_all(messages).await
+    }
+
+    /// Publishes to topics and waits for every PUBACK.
+    async fn publish_all<'a>(
+        &mut self,
+        mut rest: impl Iterator<Item = (&'a str, &'a Bytes)>,
+    ) -> Result<()> {
         let mut waiting = BTreeSet::new();
-        let mut rest = agents.iter();
         loop {
             while waiting.len() < IN_FLIGHT
-                && let Some(agent) = rest.next()
+                && let Some((topic, payload)) = rest.next()
             {
-                let id = self.queue(&agent.topic, agent.versions[version].clone())?;
+                let id = self.queue(topic, payload.clone())?;
                 waiting.insert(id);
             }
             if waiting.is_empty() {

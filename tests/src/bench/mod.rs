@@ -10,6 +10,7 @@ mod load;
 mod mqtt;
 mod publisher;
 mod report;
+mod restart;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -103,6 +104,7 @@ fn brokers(options: &Options) -> Result<()> {
         }
     }
     report::print_brokers(&load, &measured);
+    restart::measure(&runtime, &site, &load)?;
     Ok(())
 }
 

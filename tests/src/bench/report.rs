@@ -113,6 +113,21 @@ fn rows(load: &Load) -> Vec<Row> {
             0,
             |m| ms(m.deploy_cpu),
         ),
+        (
+            format!("{agents} agents reconnect, get theirs, report presence and status, ms"),
+            0,
+            |m| ms(m.storm),
+        ),
+        (
+            "  CPU time of the broker meanwhile, ms".to_owned(),
+            0,
+            |m| ms(m.storm_cpu),
+        ),
+        (
+            format!("a monitor gets the status of all {agents}, ms"),
+            0,
+            |m| ms(m.snapshot),
+        ),
         ("one deployment, publish to agent, ms".to_owned(), 2, |m| {
             ms(m.single)
         }),
