@@ -163,7 +163,7 @@ impl Run {
             0..=11 => {
                 self.commits += 1;
                 let channel = Channel::ALL[usize::from(step) % Channel::ALL.len()];
-                let via = if step % 2 == 0 {
+                let via = if step.is_multiple_of(2) {
                     Via::Direct
                 } else {
                     Via::Router

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use hoist_protocol::Topic;
 
 /// How surely a message is delivered.
+// The names are the standard's.
+#[allow(clippy::enum_variant_names)]
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(crate) enum Qos {
     /// Perhaps (QoS 0).

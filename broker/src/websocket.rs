@@ -49,6 +49,15 @@ impl Origins {
     pub(crate) const fn new(allowed: Vec<String>) -> Self {
         Self(allowed)
     }
+
+    /// Whether a page may connect. The broker has no pages of its own: who names the broker itself as the origin
+    /// is a program, and no other page can in a browser that has checked the broker's certificate.
+    fn allow(&self, origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
+        let origin = origin.as_bytes();
+        let listed = self.0.iter().any(|allowed| allowed.as_bytes() == origin);
+        let authority = origin.strip_prefix(b"https://");
+        listed || (authority.is_some() && authority == host.map(HeaderValue::as_bytes))
+    }
 }
 
 /// A WebSocket as a stream of bytes.
@@ -92,13 +101,9 @@ impl Callback for Door<'_> {
         if !matches!(request.uri().path(), "/" | "/mqtt") {
             return Err(refusal(StatusCode::NOT_FOUND, "MQTT is at / and at /mqtt"));
         }
+        let host = request.headers().get(header::HOST);
         for origin in request.headers().get_all(header::ORIGIN) {
-            if !self
-                .0
-                .0
-                .iter()
-                .any(|allowed| allowed.as_bytes() == origin.as_bytes())
-            {
+            if !self.0.allow(origin, host) {
                 return Err(refusal(
                     StatusCode::FORBIDDEN,
                     "this page's origin is not one of the broker's websocket_origins",
@@ -253,6 +258,12 @@ mod tests {
             ("/", &[MQTT][..], None),
             ("/mqtt", &[MQTT, ours], None),
             ("/", &[("sec-websocket-protocol", "mqttv3.1, mqtt")], None),
+            ("/", &[MQTT, ("origin", "https://localhost")], None),
+            (
+                "/",
+                &[MQTT, ("origin", "http://localhost")],
+                Some(StatusCode::FORBIDDEN),
+            ),
             ("/", &[MQTT, foreign], Some(StatusCode::FORBIDDEN)),
             (
                 "/",

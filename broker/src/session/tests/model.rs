@@ -159,7 +159,7 @@ impl World {
     }
 
     fn publish(&mut self, id: u16, payload: &str, again: bool) {
-        let topic = if id % 2 == 0 { LOG } else { ECHO };
+        let topic = if id.is_multiple_of(2) { LOG } else { ECHO };
         let mut publish = PublishPacket::new(topic, QoS::ExactlyOnce, payload);
         (publish.pkid, publish.dup) = (id, again);
         self.send(&Packet::Publish(publish));
