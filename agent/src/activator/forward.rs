@@ -63,7 +63,7 @@ impl Activator {
         let closure = self.job.spec().closure.clone();
         let limit = self.job.spec().target.activation_timeout();
         let mut records = vec![
-            Record::Prepared(before.clone()),
+            Record::Prepared(Box::new(before.clone())),
             Record::Phase(Phase::Activating),
         ];
         if !kinds::of(&before.kind)?.is_volatile() {
@@ -221,7 +221,7 @@ impl Activator {
     pub(super) fn stage(&mut self, before: &Before, why: &str) -> Result<Ending, Failure> {
         if self.journal.history().phase() != Some(Phase::Staging) {
             self.journal.append([
-                Record::Prepared(before.clone()),
+                Record::Prepared(Box::new(before.clone())),
                 Record::Phase(Phase::Staging),
             ])?;
         }

@@ -1,9 +1,9 @@
 //! What the kernel tells about processes: on Linux by `/proc`, on macOS by `ps`.
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::{has_variable, pids, signal_if};
+pub(super) use linux::{end_of, has_variable, pids, signal_if};
 #[cfg(target_os = "macos")]
-pub(super) use macos::{has_variable, pids, signal_if};
+pub(super) use macos::{end_of, has_variable, pids, signal_if};
 
 /// What is of use here about a process.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -18,6 +18,7 @@ pub(super) struct Stat {
 mod linux {
     use std::fs;
     use std::io;
+    use std::os::fd::OwnedFd;
 
     use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -63,6 +64,15 @@ mod linux {
         })
     }
 
+    /// What can be read from, for `poll(2)`, once a child has ended; none where the kernel does not tell.
+    pub(in crate::activator) fn end_of(child: Pid) -> Option<OwnedFd> {
+        pidfd_open(child, PidfdFlags::empty())
+            .inspect_err(|error| {
+                tracing::debug!(%error, "the kernel does not tell when a program ends");
+            })
+            .ok()
+    }
+
     /// Sends a signal when `is` holds for what has the number now.
     pub(in crate::activator) fn signal_if(pid: Pid, signal: Signal, is: impl FnOnce() -> bool) {
         // What the descriptor stands for cannot become another process between the look and the signal.
@@ -78,6 +88,7 @@ mod linux {
 #[cfg(target_os = "macos")]
 mod macos {
     use std::io;
+    use std::os::fd::OwnedFd;
     use std::process::Command;
 
     use rustix::process::{Pid, Signal, kill_process};
@@ -120,6 +131,11 @@ mod macos {
     pub(in crate::activator) fn has_variable(pid: i32, wanted: &str) -> bool {
         ps(&["-E", "-ww", "-o", "command=", "-p", &pid.to_string()])
             .is_ok_and(|text| text.split_whitespace().any(|word| word == wanted))
+    }
+
+    /// None: there is no such descriptor here.
+    pub(in crate::activator) fn end_of(_child: Pid) -> Option<OwnedFd> {
+        None
     }
 
     /// Sends a signal when `is` holds for what has the number now.

@@ -1,38 +1,29 @@
 //! Runs a program so that it can be found and stopped whatever becomes of the activator.
 
 use std::ffi::OsString;
-use std::io::{self, BufRead, BufReader, Read, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use camino::Utf8PathBuf;
 use hoist_protocol::Stream;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, waitid};
 
+use self::output::Output;
+use super::kernel;
 use super::process::{GRACE, signal_group, started};
 use crate::job::ProcessRecord;
+
+mod output;
 
 /// Waits for a word on its input before it becomes the program: an activator that dies before it has
 /// written down whom it started leaves nobody behind.
 const GATE: &str = r#"IFS= read -r word && [ "$word" = go ] || exit 125; exec "$@" </dev/null"#;
 
-/// How often it is looked after a program that says nothing.
+/// How often it is looked after a program where the kernel does not tell that one has ended, and after one that
+/// should have.
 const POLL: Duration = Duration::from_millis(5);
-
-/// The same once it has closed its output: most end right after that.
-const SOON: Duration = Duration::from_millis(1);
-
-/// How long the last output of a program that has ended is waited for. What it left running in the
-/// background may keep the pipe open for ever.
-const DRAIN: Duration = Duration::from_millis(200);
-
-/// The same while there is always more, from a background process that writes without end.
-const DRAIN_MOST: Duration = Duration::from_secs(2);
-
-/// Longest line that is taken, in bytes; what the log keeps of one is shorter.
-const LINE_MAX: usize = 8 * 1024;
 
 /// A program to run.
 #[derive(Debug)]
@@ -84,7 +75,7 @@ pub(super) struct Gated {
     child: Child,
     leader: Pid,
     gate: ChildStdin,
-    lines: Receiver<(Stream, String)>,
+    output: Output,
     record: ProcessRecord,
     limit: Duration,
 }
@@ -112,16 +103,9 @@ impl Gated {
         let pid = leader.as_raw_nonzero().get();
         let no_pipe = || io::Error::other("a pipe that was asked for is missing");
         let gate = child.stdin.take().ok_or_else(no_pipe)?;
-        let (sender, lines) = sync_channel(256);
-        read(
+        let output = Output::new(
             child.stdout.take().ok_or_else(no_pipe)?,
-            Stream::Stdout,
-            sender.clone(),
-        )?;
-        read(
             child.stderr.take().ok_or_else(no_pipe)?,
-            Stream::Stderr,
-            sender,
         )?;
         let record = ProcessRecord {
             pid,
@@ -132,7 +116,7 @@ impl Gated {
             child,
             leader,
             gate,
-            lines,
+            output,
             record,
             limit: program.limit,
         })
@@ -152,19 +136,15 @@ impl Gated {
         let begun = Instant::now();
         self.gate.write_all(b"go\n")?;
         drop(self.gate);
-        let mut asked_at = None;
-        let mut closed_at = None;
+        let end = kernel::end_of(self.leader);
+        let mut asked_at: Option<Instant> = None;
         while !has_ended(self.leader)? {
-            match self.lines.recv_timeout(POLL) {
-                Ok((stream, text)) => line(stream, &text),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => {
-                    let closed_at: &mut Instant = closed_at.get_or_insert_with(Instant::now);
-                    // One that goes on without an output may do so for long.
-                    let ends_soon = closed_at.elapsed() < POLL;
-                    std::thread::sleep(if ends_soon { SOON } else { POLL });
-                }
-            }
+            let at_most = match (&end, asked_at) {
+                (None, _) => POLL,
+                (Some(_), None) => self.limit.saturating_sub(begun.elapsed()).max(POLL),
+                (Some(_), Some(at)) => GRACE.saturating_sub(at.elapsed()).max(POLL),
+            };
+            self.output.take(end.as_ref(), at_most, &mut line)?;
             match asked_at {
                 None if begun.elapsed() >= self.limit => {
                     asked_at = Some(Instant::now());
@@ -184,14 +164,7 @@ impl Gated {
             signal_group(self.leader, Signal::KILL);
         }
         let status = self.child.wait()?;
-        let ended = Instant::now();
-        while ended.elapsed() < DRAIN_MOST {
-            let left = DRAIN.saturating_sub(ended.elapsed());
-            match self.lines.recv_timeout(left) {
-                Ok((stream, text)) => line(stream, &text),
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
-            }
-        }
+        self.output.finish(&mut line)?;
         Ok(match asked_at {
             None => End::Exited(status),
             Some(_) => End::TimedOut,
@@ -211,50 +184,10 @@ fn has_ended(child: Pid) -> io::Result<bool> {
     }
 }
 
-/// Reads lines on a thread of its own, which ends with the pipe or with whoever listens.
-fn read(
-    from: impl Read + Send + 'static,
-    stream: Stream,
-    to: SyncSender<(Stream, String)>,
-) -> io::Result<()> {
-    std::thread::Builder::new()
-        .stack_size(128 * 1024)
-        .spawn(move || {
-            let mut from = BufReader::new(from);
-            // A pipe that cannot be read has no more to say.
-            while let Ok(Some(text)) = read_line(&mut from) {
-                if to.send((stream, text)).is_err() {
-                    return;
-                }
-            }
-        })?;
-    Ok(())
-}
-
-/// A line of at most [`LINE_MAX`] bytes without its end; what is longer is skipped. None at the end.
-fn read_line(from: &mut impl BufRead) -> io::Result<Option<String>> {
-    let mut line = Vec::new();
-    let mut any = false;
-    loop {
-        let bytes = match from.fill_buf() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            bytes => bytes?,
-        };
-        let end = bytes.iter().position(|byte| *byte == b'\n');
-        let part = &bytes[..end.unwrap_or(bytes.len())];
-        line.extend(&part[..part.len().min(LINE_MAX - line.len())]);
-        let used = part.len() + usize::from(end.is_some());
-        any |= used > 0;
-        from.consume(used);
-        if end.is_some() || used == 0 {
-            return Ok(any.then(|| String::from_utf8_lossy(&line).into_owned()));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::process::MARK;
+    use super::output::LINE_MAX;
     use super::*;
 
     fn program(script: &str, limit: Duration) -> Program {
@@ -320,7 +253,7 @@ mod tests {
 
     #[test]
     fn what_runs_on_in_the_background_does_not_hold_up() {
-        let (end, lines) = run("sleep 1000 & echo $!", LONG);
+        let (end, lines) = run("sleep 1000 & printf $!", LONG);
         assert!(matches!(end, End::Exited(status) if status.success()));
         let pid = Pid::from_raw(lines[0].1.parse().unwrap()).unwrap();
         rustix::process::kill_process(pid, Signal::KILL).unwrap();

@@ -123,7 +123,7 @@ pub(crate) enum Record {
     /// An activator begins, or begins again.
     Started { boot_id: BootId },
     /// What there is to go back to.
-    Prepared(Before),
+    Prepared(Box<Before>),
     /// A program was started; it waits for this record before it does anything.
     Running(ProcessRecord),
     /// A program has ended, and nothing of it has to be stopped.
@@ -201,7 +201,7 @@ impl History {
     /// What was found before anything was changed.
     pub(crate) fn before(&self) -> Option<&Before> {
         self.records.iter().rev().find_map(|record| match record {
-            Record::Prepared(before) => Some(before),
+            Record::Prepared(before) => Some(before.as_ref()),
             _ => None,
         })
     }
