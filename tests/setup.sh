@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sees to it that what the demo and the tests need is there: Nix, mosquitto and its clients, namespaces.
+# Sees to it that what the demo and the tests need is there: Nix, mosquitto and its clients, NATS, namespaces.
 # On Debian and Ubuntu it installs what is missing, where it may; elsewhere it says exactly what is missing.
 # Quick, and changes nothing, when all is there.
 #
@@ -28,6 +28,7 @@ need nix-store nix-bin
 need mosquitto mosquitto
 need mosquitto_pub mosquitto-clients
 need mosquitto_sub mosquitto-clients
+need nats-server nats-server
 # The clock of a test machine is set by it.
 need faketime faketime
 need unshare util-linux

@@ -1,26 +1,25 @@
-//! The broker: Hoist's own, or mosquitto in its place.
+//! The broker: Hoist's own, or another engine in its place.
 
 use std::fs;
-use std::net::TcpListener;
 
 use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
 
 use crate::authority::Identity;
+use crate::engines::Engine;
 use crate::process::{self, Process};
-use crate::programs::{Programs, on_path};
-use crate::wait;
+use crate::programs::Programs;
 
-/// Which program it is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Kind {
-    Hoist,
-    Mosquitto,
+/// A broker on a port that it keeps over restarts.
+pub struct Broker(Runs);
+
+enum Runs {
+    Hoist(Box<Hoist>),
+    Engine(Engine),
 }
 
-/// A broker process on a port that it keeps over restarts.
-pub struct Broker {
-    kind: Kind,
+/// Hoist's own.
+struct Hoist {
     program: Utf8PathBuf,
     config: Utf8PathBuf,
     logs: Utf8PathBuf,
@@ -54,109 +53,53 @@ impl Broker {
         write(0)?;
         let (process, port) = start_hoist(&programs.broker, &path, logs)?;
         write(port)?;
-        Ok(Self {
-            kind: Kind::Hoist,
+        Ok(Self(Runs::Hoist(Box::new(Hoist {
             program: programs.broker.clone(),
             config: path,
             logs: logs.to_owned(),
             process,
             port,
-        })
+        }))))
     }
 
-    /// Starts mosquitto in `dir` with the access rules of the design for `fleet`, where everybody in
-    /// `publishers` publishes.
-    ///
-    /// # Errors
-    /// When mosquitto is missing or does not start.
-    pub fn start_mosquitto(
-        dir: &Utf8Path,
-        identity: &Identity,
-        fleet: &str,
-        publishers: &[&str],
-        logs: &Utf8Path,
-    ) -> Result<Self> {
-        fs::create_dir_all(dir)?;
-        let program = on_path("mosquitto", "mosquitto")?;
-        // mosquitto cannot be asked which port it took: a free one now is most likely free in a moment.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let mut rules = format!(
-            "pattern read hoist/v1/{fleet}/%u/deploy\n\
-             pattern readwrite hoist/v1/{fleet}/%u/echo\n"
-        );
-        for channel in ["status", "presence", "history", "log"] {
-            rules += &format!("pattern write hoist/v1/{fleet}/%u/{channel}\n");
-        }
-        for publisher in publishers {
-            rules += &format!(
-                "user {publisher}\n\
-                 topic read hoist/v1/{fleet}/#\n\
-                 topic write hoist/v1/{fleet}/+/deploy\n"
-            );
-        }
-        let (config, acl) = (dir.join("mosquitto.conf"), dir.join("acl"));
-        fs::write(&acl, rules)?;
-        let Identity {
-            ca,
-            certificate,
-            key,
-        } = identity;
-        let text = format!(
-            "listener {port} 127.0.0.1\n\
-             cafile {ca}\ncertfile {certificate}\nkeyfile {key}\n\
-             require_certificate true\nuse_identity_as_username true\n\
-             acl_file {acl}\nallow_anonymous false\n\
-             persistence false\n"
-        );
-        // As root it would drop to a user that cannot read the test's folder.
-        let user = if rustix::process::geteuid().is_root() {
-            "user root\n"
-        } else {
-            ""
-        };
-        fs::write(&config, text + user)?;
-        let process = start_mosquitto(&program, &config, logs)?;
-        let broker = Self {
-            kind: Kind::Mosquitto,
-            program,
-            config,
-            logs: logs.to_owned(),
-            process,
-            port,
-        };
-        broker.wait_listening()?;
-        Ok(broker)
-    }
-
-    /// Its port on 127.0.0.1.
+    /// Its port on 127.0.0.1; of several servers the first one's.
     #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
+    pub fn port(&self) -> u16 {
+        match &self.0 {
+            Runs::Hoist(hoist) => hoist.port,
+            Runs::Engine(engine) => engine.ports()[0],
+        }
     }
 
-    /// Its configuration file.
+    /// The configuration of Hoist's broker; the folder of an engine's.
     #[must_use]
     pub fn config(&self) -> &Utf8Path {
-        &self.config
+        match &self.0 {
+            Runs::Hoist(hoist) => &hoist.config,
+            Runs::Engine(engine) => engine.folder(),
+        }
     }
 
-    /// Its URL.
+    /// Its URL; of several servers the first one's.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("mqtts://127.0.0.1:{}", self.port)
+        format!("mqtts://127.0.0.1:{}", self.port())
     }
 
-    /// The process.
-    pub const fn process(&mut self) -> &mut Process {
-        &mut self.process
+    /// The process; of several servers the first one's.
+    pub fn process(&mut self) -> &mut Process {
+        match &mut self.0 {
+            Runs::Hoist(hoist) => &mut hoist.process,
+            Runs::Engine(engine) => engine.process(0),
+        }
     }
 
-    /// `kill -9`.
+    /// `kill -9`; of several servers the first one.
     ///
     /// # Errors
     /// When it cannot be killed.
     pub fn kill(&mut self) -> Result<()> {
-        self.process.kill()
+        self.process().kill()
     }
 
     /// Starts it again on the same port, and waits until it is ready.
@@ -164,20 +107,42 @@ impl Broker {
     /// # Errors
     /// When it does not get ready.
     pub fn restart(&mut self) -> Result<()> {
-        match self.kind {
-            Kind::Hoist => self.process = start_hoist(&self.program, &self.config, &self.logs)?.0,
-            Kind::Mosquitto => {
-                self.process = start_mosquitto(&self.program, &self.config, &self.logs)?;
-                self.wait_listening()?;
+        match &mut self.0 {
+            Runs::Hoist(hoist) => {
+                hoist.process = start_hoist(&hoist.program, &hoist.config, &hoist.logs)?.0;
+                Ok(())
             }
+            Runs::Engine(engine) => engine.restart(0),
         }
-        Ok(())
     }
 
-    fn wait_listening(&self) -> Result<()> {
-        wait::until_true("the broker listens", || {
-            Ok(std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok())
-        })
+    /// The other engine.
+    ///
+    /// # Errors
+    /// When it is Hoist's own broker.
+    pub fn engine(&mut self) -> Result<&mut Engine> {
+        match &mut self.0 {
+            Runs::Hoist(_) => anyhow::bail!("this is Hoist's own broker"),
+            Runs::Engine(engine) => Ok(engine),
+        }
+    }
+
+    /// Lets in who has got a certificate since it was started.
+    ///
+    /// # Errors
+    /// When an engine does not take its new configuration.
+    pub fn admit(&self) -> Result<()> {
+        match &self.0 {
+            // It knows whom the authority has signed for.
+            Runs::Hoist(_) => Ok(()),
+            Runs::Engine(engine) => engine.reload(),
+        }
+    }
+}
+
+impl From<Engine> for Broker {
+    fn from(engine: Engine) -> Self {
+        Self(Runs::Engine(engine))
     }
 }
 
@@ -191,10 +156,4 @@ fn start_hoist(program: &Utf8Path, config: &Utf8Path, logs: &Utf8Path) -> Result
         .parse()
         .with_context(|| format!("no port: {address}"))?;
     Ok((process, port))
-}
-
-fn start_mosquitto(program: &Utf8Path, config: &Utf8Path, logs: &Utf8Path) -> Result<Process> {
-    let mut command = process::command(program);
-    command.args(["-c", config.as_str()]);
-    Process::start("mosquitto", command, logs)
 }

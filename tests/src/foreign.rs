@@ -132,7 +132,7 @@ impl Client {
         Ok(Subscription::new(process))
     }
 
-    /// Subscribes to `filters` like [`Client::subscribe`], and again whenever the connection was lost:
+    /// Subscribes to `filters` at QoS 0, as Hoist's programs do, and again whenever the connection was lost:
     /// `mosquitto_sub` ends then.
     ///
     /// # Errors
@@ -141,13 +141,23 @@ impl Client {
         let mut command = process::command("/bin/sh");
         command.args(["-c", "while :; do \"$@\"; sleep 0.1; done", "sh"]);
         let mut client = self.command("mosquitto_sub");
-        client.args(["-q", "1", "-F", FORMAT]);
+        client.args(["-q", "0", "-F", FORMAT]);
         for filter in filters {
             client.args(["-t", filter]);
         }
         command.arg(client.get_program()).args(client.get_args());
         let process = Process::start(&format!("sub-{}", self.id), command, &self.logs)?;
         Ok(Subscription::new(process))
+    }
+
+    /// Whether the broker takes a subscription to `filter` within 5 s, as one that elects its leader does not.
+    ///
+    /// # Errors
+    /// When `mosquitto_sub` cannot be run.
+    pub fn can_subscribe(&self, filter: &str) -> Result<bool> {
+        let mut command = self.command("mosquitto_sub");
+        command.args(["-t", filter, "-E", "-W", "5"]);
+        Ok(process::run("mosquitto_sub", command, &self.logs)?.code == 0)
     }
 
     /// The retained payload of `topic` as the broker has it now, in bytes; none when nothing comes within 1 s.

@@ -11,6 +11,7 @@ pub mod broker;
 pub mod builder;
 pub mod closure;
 pub mod demo;
+pub mod engines;
 pub mod foreign;
 pub mod forge;
 pub mod isolation;

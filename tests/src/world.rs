@@ -15,6 +15,7 @@ use crate::authority::{Authority, Identity, SigningKeyFile};
 use crate::broker::Broker;
 use crate::builder::{Builder, Cache};
 use crate::closure::{Closure, System};
+use crate::engines::{self, Engine};
 use crate::foreign::{Client, Watch};
 use crate::forge::Forge;
 use crate::machine::{Deployable, Machine, MachineParts, PLAIN_PROFILE};
@@ -31,8 +32,8 @@ pub const FLEET: &str = "prod";
 pub struct Options {
     /// The broker knows no trusted keys, and so lets everything through that the certificates allow.
     pub broker_without_keys: bool,
-    /// mosquitto in place of Hoist's broker.
-    pub mosquitto: bool,
+    /// Another engine in place of Hoist's broker.
+    pub engine: Option<engines::Kind>,
 }
 
 /// A whole fleet on this computer.
@@ -62,21 +63,21 @@ impl World {
     pub fn create(site: Site, options: Options) -> Result<Self> {
         let (dir, programs, logs) = (site.dir(), site.programs(), site.logs());
         let authority = Authority::create(&dir.join("certs"), FLEET, programs, logs)?;
-        let broker = authority.issue("broker", "main", &["--host", "127.0.0.1"])?;
         let publisher = authority.issue("publisher", "ci", &[])?;
         let watcher = authority.issue("publisher", "watcher", &[])?;
         let signing_key = authority.signing_key("ci")?;
         let keys = format!("trusted_keys = [{:?}]\n", signing_key.public.to_string());
         let folder = dir.join("broker");
-        let broker = if options.mosquitto {
-            Broker::start_mosquitto(&folder, &broker, FLEET, &["ci", "watcher"], logs)?
-        } else {
-            let config = if options.broker_without_keys {
-                ""
-            } else {
-                &keys
-            };
-            Broker::start(&folder, &broker, config, programs, logs)?
+        let broker = match options.engine {
+            Some(kind) => Engine::start(kind, &folder, &authority, programs, logs)?.into(),
+            None => {
+                let identity = authority.issue("broker", "main", &["--host", "127.0.0.1"])?;
+                let config = match options.broker_without_keys {
+                    true => "",
+                    false => &keys,
+                };
+                Broker::start(&folder, &identity, config, programs, logs)?
+            }
         };
         let builder = Builder::create(&dir.join("builder"), programs, logs)?;
         let cache = Cache::create(&dir.join("cache"), "cache-1", &builder)?;
@@ -147,6 +148,7 @@ impl World {
     /// When it cannot be made.
     pub fn machine_with(&self, name: &str, nix_conf: &str) -> Result<Machine> {
         let identity = self.authority.issue("agent", name, &[])?;
+        self.broker.admit()?;
         let dir = self.site.dir().join("machines").join(name);
         let namespace = Namespace::create(&dir, self.site.programs(), nix_conf)?;
         let keys = format!(
@@ -377,6 +379,7 @@ impl World {
     /// When the certificate cannot be issued.
     pub fn foreigner(&self, role: &str, name: &str) -> Result<Client> {
         let identity = self.authority.issue(role, name, &[])?;
+        self.broker.admit()?;
         Ok(self.client(identity, &client_id(role, name)))
     }
 

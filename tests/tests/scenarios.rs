@@ -9,6 +9,7 @@ mod scenarios {
     mod connection;
     mod crashes;
     mod delivery;
+    mod engines;
     mod faults;
     mod fetching;
     mod foreign_broker;

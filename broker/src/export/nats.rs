@@ -151,10 +151,7 @@ fn users(roll: &Roll, rules: Rules) -> String {
         line("    jetstream: enabled");
         line("    users: [");
         for (peer, standing) in peers {
-            line(&match standing {
-                Standing::In => user(rules, peer),
-                Standing::Out => shut_out(peer),
-            });
+            line(&user(rules, peer, standing));
         }
         line("    ]");
         line("  }");
@@ -164,24 +161,21 @@ fn users(roll: &Roll, rules: Rules) -> String {
 
 /// One user. The kind of connection is said for each: to NATS's own protocol a user without a password is one with
 /// an empty password.
-fn user(rules: Rules, peer: &Peer) -> String {
+///
+/// Who is out may connect by a door that is not there, and keeps the rest: with a user, or the right to publish on a
+/// topic, NATS takes away what the user has retained.
+fn user(rules: Rules, peer: &Peer, standing: Standing) -> String {
     let Rights { read, write } = Rights::of(rules, peer);
+    let door = match standing {
+        Standing::In => "MQTT",
+        Standing::Out => "WEBSOCKET",
+    };
     format!(
-        "      {{ user: \"{subject}\", allowed_connection_types: [\"MQTT\"], permissions: {{ \
+        "      {{ user: \"{subject}\", allowed_connection_types: [\"{door}\"], permissions: {{ \
          publish: {publish}, subscribe: {subscribe} }} }}",
         subject = subject(peer),
         publish = permission(&write),
         subscribe = permission(&read),
-    )
-}
-
-/// A user who comes in by no door that is open. It has to stay: with a user NATS removes what the user has retained.
-fn shut_out(peer: &Peer) -> String {
-    format!(
-        "      {{ user: \"{subject}\", allowed_connection_types: [\"WEBSOCKET\"], permissions: {{ \
-         publish: {nothing}, subscribe: {nothing} }} }}",
-        subject = subject(peer),
-        nothing = permission(&[]),
     )
 }
 
@@ -210,30 +204,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_user_comes_in_by_mqtt_alone_and_one_who_was_revoked_by_nothing() {
+    fn a_user_comes_in_by_mqtt_alone_and_one_who_is_out_by_nothing() {
         let web = peer(Role::Agent, "prod", "web-1");
-        let user = user(Rules::default(), &web);
-        assert!(user.contains(
-            "{ user: \"CN=web-1,OU=agent,O=prod\", allowed_connection_types: [\"MQTT\"],"
-        ));
-        assert!(user.contains(
-            "subscribe: { allow: [\"hoist.v1.prod.web-1.deploy\", \"hoist.v1.prod.web-1.echo\"] }"
-        ));
-        let nothing = "{ deny: [\">\"] }";
-        assert_eq!(
-            shut_out(&web).trim(),
-            format!(
-                "{{ user: \"CN=web-1,OU=agent,O=prod\", allowed_connection_types: [\"WEBSOCKET\"], \
-                 permissions: {{ publish: {nothing}, subscribe: {nothing} }} }}"
-            )
-        );
+        let line = user(Rules::default(), &web, Standing::In);
+        let door = "{ user: \"CN=web-1,OU=agent,O=prod\", allowed_connection_types: [\"MQTT\"],";
+        assert!(line.trim().starts_with(door), "{line}");
+        let rights = "{ allow: [\"hoist.v1.prod.web-1.deploy\", \"hoist.v1.prod.web-1.echo\"] }";
+        assert!(line.contains(&format!("subscribe: {rights}")), "{line}");
+        let out = user(Rules::default(), &web, Standing::Out);
+        assert_eq!(out, line.replace("MQTT", "WEBSOCKET"));
     }
 
     #[test]
     fn no_right_at_all_is_said_and_never_an_empty_list() {
         let monitor = peer(Role::Monitor, "prod", "wall");
-        let user = user(Rules::default(), &monitor);
-        assert!(user.contains("publish: { deny: [\">\"] }"), "{user}");
-        assert!(user.contains("\"hoist.v1.prod.*.status\""), "{user}");
+        let line = user(Rules::default(), &monitor, Standing::In);
+        assert!(line.contains("publish: { deny: [\">\"] }"), "{line}");
+        assert!(line.contains("\"hoist.v1.prod.*.status\""), "{line}");
     }
 }

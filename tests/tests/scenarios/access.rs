@@ -211,3 +211,17 @@ fn a_certificate_of_another_authority_is_not_let_in() {
         stays(world, &topic, None)
     });
 }
+
+#[test]
+fn the_certificate_of_a_clusters_node_is_no_clients() {
+    scenario(Options::default(), |world| {
+        // TLS lets it in, since nodes of a cluster are clients of each other; Hoist's broker has none.
+        let node = ["--host", "localhost", "--cluster"];
+        let identity = world.authority.issue("broker", "n1", &node)?;
+        for id in ["n1", "n1.1", "web-1", "ci.1"] {
+            let client = world.client(identity.clone(), id);
+            assert!(!client.can_subscribe("hoist/v1/prod/+/status")?, "{id}");
+        }
+        Ok(())
+    });
+}

@@ -1,17 +1,30 @@
-//! The main job with mosquitto as the broker: the same agents and the same `hoist`, only the URL is another.
+//! The main job with another broker: the same agents and the same `hoist`, only the URL is another.
 
-use hoist_protocol::{Reason, State};
+use hoist_protocol::{Channel, Machine, Reason, State};
 use hoist_tests::closure::{Closure, System};
-use hoist_tests::world::{Options, scenario};
+use hoist_tests::engines::Kind;
+use hoist_tests::wait;
+use hoist_tests::world::{FLEET, Options, scenario};
 
-const MOSQUITTO: Options = Options {
-    broker_without_keys: true,
-    mosquitto: true,
-};
+const fn over(engine: Kind) -> Options {
+    Options {
+        broker_without_keys: true,
+        engine: Some(engine),
+    }
+}
 
 #[test]
 fn a_fleet_is_deployed_over_mosquitto() {
-    scenario(MOSQUITTO, |world| {
+    a_fleet_is_deployed(Kind::Mosquitto);
+}
+
+#[test]
+fn a_fleet_is_deployed_over_nats() {
+    a_fleet_is_deployed(Kind::Nats);
+}
+
+fn a_fleet_is_deployed(engine: Kind) {
+    scenario(over(engine), |world| {
         let mut one = world.running("web-1")?;
         let two = world.running("web-2")?;
         let v1 = world.system(&System::new("web", "1"))?;
@@ -45,8 +58,42 @@ fn a_fleet_is_deployed_over_mosquitto() {
 }
 
 #[test]
+fn what_mosquitto_lost_comes_back_with_the_agents() {
+    what_it_lost_comes_back(Kind::Mosquitto);
+}
+
+#[test]
+fn what_nats_lost_comes_back_with_the_agents() {
+    what_it_lost_comes_back(Kind::Nats);
+}
+
+fn what_it_lost_comes_back(engine: Kind) {
+    scenario(over(engine), |world| {
+        let machine = world.running("web-1")?;
+        let v1 = world.system(&System::new("web-1", "1"))?;
+        world.deploy(&machine, &v1, &[])?.expect_code(0)?;
+
+        world.broker.engine()?.lose_everything()?;
+        let reader = world.client(world.publisher.clone(), "ci.reader");
+        let owner = Machine::new(FLEET.parse()?, machine.name().clone());
+        for channel in [Channel::Status, Channel::Presence, Channel::History] {
+            let topic = owner.topic(channel).to_string();
+            wait::until_true(&format!("{topic} is there again"), || {
+                // Not before the engine and the agent have found each other again.
+                Ok(reader.retained(&topic).is_ok_and(|found| found.is_some()))
+            })?;
+        }
+        // The order of what was lost is in the status, so what comes now is newer.
+        let v2 = world.system(&System::new("web-1", "2"))?;
+        world.deploy(&machine, &v2, &[])?.expect_code(0)?;
+        assert_eq!(machine.current_system()?.as_ref(), Some(&v2));
+        Ok(())
+    });
+}
+
+#[test]
 fn a_replay_over_mosquitto_is_refused_by_the_machine() {
-    scenario(MOSQUITTO, |world| {
+    scenario(over(Kind::Mosquitto), |world| {
         let machine = world.running("web-1")?;
         let v1 = world.system(&System::new("web-1", "1"))?;
         let v2 = world.system(&System::new("web-1", "2"))?;
@@ -67,7 +114,7 @@ fn a_replay_over_mosquitto_is_refused_by_the_machine() {
 
 #[test]
 fn a_wrong_signature_over_mosquitto_is_refused_by_the_machine() {
-    scenario(MOSQUITTO, |world| {
+    scenario(over(Kind::Mosquitto), |world| {
         let machine = world.running("web-1")?;
         let v1 = world.system(&System::new("web-1", "1"))?;
         let forge = world.forge(&machine, &v1)?;

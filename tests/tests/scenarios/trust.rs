@@ -11,7 +11,7 @@ use hoist_tests::world::{FLEET, Options, World, scenario};
 
 const OPEN_BROKER: Options = Options {
     broker_without_keys: true,
-    mosquitto: false,
+    engine: None,
 };
 
 /// Puts `bytes` on the topic of `machine`, with the certificate of a publisher.
