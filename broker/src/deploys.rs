@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hoist_protocol::{FleetName, Machine, Order, VerifyError};
 
 use crate::observe::Reason;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 use crate::settings::FleetOptions;
 use crate::settings::{Fleets, Quota};
 
@@ -90,9 +90,11 @@ impl Deploys {
     }
 
     /// Those of a broker that knows no keys.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn unsigned() -> Self {
-        let fleet = FleetOptions::default().try_into().unwrap();
+        let fleet = FleetOptions::default()
+            .try_into()
+            .expect("a fleet without anything of its own");
         Self::new(Arc::new(Fleets::Any(Box::new(fleet))))
     }
 

@@ -208,7 +208,6 @@ impl Server {
     }
 
     /// Opens the audit log's file anew, for a log rotation.
-    #[must_use]
     pub fn reopen_audit_log(&self) -> impl Fn() + Send + 'static {
         let observer = self.observer.clone();
         move || observer.reopen()

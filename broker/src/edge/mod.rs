@@ -384,9 +384,8 @@ impl Gate {
         let accepted = timeout(limit, TlsAcceptor::from(config).accept(stream)).await;
         let accepted = accepted.map_err(|_| Turned::Slow(limit))?;
         // Who came is known before TLS is done, and also when it fails.
-        match visitor.judged() {
-            Some(Err(refused)) => return Err(refused.clone().into()),
-            Some(Ok(_)) | None => {}
+        if let Some(Err(refused)) = visitor.judged() {
+            return Err(refused.clone().into());
         }
         let mut stream = accepted.map_err(Turned::Tls)?;
         let Some(Ok(admitted)) = visitor.judged() else {
@@ -439,12 +438,14 @@ impl Gate {
             Turned::Refused(refused) => refused.identity.as_ref(),
             _ => None,
         };
-        let origin = match claimed {
-            Some(identity) => observe::Origin::of(address, Arc::new(Peer::from(identity))),
-            None => observe::Origin::unknown(address),
-        };
-        let why = turned.to_string();
-        self.shared.observer.refused(&origin, reason, "", &why);
+        let (observer, why) = (&self.shared.observer, turned.to_string());
+        match claimed {
+            Some(identity) => {
+                let claimed = Arc::new(Peer::from(identity));
+                observer.refused(&observe::Origin::of(address, claimed), reason, "", &why);
+            }
+            None => observer.turned_away(address, reason, &why),
+        }
         if !self.shared.quiet.says(reason, std::time::Instant::now()) {
             return;
         }
