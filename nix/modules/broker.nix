@@ -81,6 +81,8 @@ in
       serviceConfig = {
         Type = "notify";
         ExecStart = "${lib.getExe' cfg.package "hoist-broker"} run --config ${configFile}";
+        # It reads certificates, revocation lists and its audit log's file again.
+        ExecReload = "${pkgs.coreutils}/bin/kill -HUP $MAINPID";
         Restart = "always";
         RestartSec = "1s";
         LimitNOFILE = 524288;
