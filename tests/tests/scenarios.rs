@@ -20,4 +20,5 @@ mod scenarios {
     mod orders;
     mod systemd;
     mod trust;
+    mod upgrades;
 }

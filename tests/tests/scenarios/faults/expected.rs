@@ -39,8 +39,11 @@ pub(super) fn expected(phase: Phase, fault: Fault) -> Expected {
         (Phase::Fetching, Fault::NixDaemon) => Expected::New,
         (_, Fault::NixDaemon) => Expected::Old,
         (_, Fault::Agent | Fault::Broker | Fault::Cache) => Expected::New,
-        // The job and the broker know what the ledger has forgotten.
-        (_, Fault::LedgerCut | Fault::LedgerBit) => Expected::New,
+        // Of two copies one is whole; and the job and the broker know what both have forgotten.
+        (
+            _,
+            Fault::LedgerCut | Fault::LedgerBit | Fault::CopyCut | Fault::CopyBit | Fault::BothBits,
+        ) => Expected::New,
         (_, Fault::ClockAhead) => Expected::New,
         // The certificates of this fleet are younger than a day, and so not valid yet: no session comes about.
         (_, Fault::ClockBehind) => Expected::Old,

@@ -43,6 +43,12 @@ pub(super) enum Fault {
     LedgerCut,
     /// The same with one bit of it flipped.
     LedgerBit,
+    /// The same, with the ledger's copy having lost its second half.
+    CopyCut,
+    /// The same with one bit of the copy flipped.
+    CopyBit,
+    /// The same with a bit flipped in each of the two.
+    BothBits,
     /// The agent's clock is a day ahead until the deployment has ended.
     ClockAhead,
     /// The agent's clock is a day behind until the deployment has ended.
@@ -63,6 +69,9 @@ impl fmt::Display for Fault {
             Self::NixDaemon => "nix-daemon",
             Self::LedgerCut => "ledger-cut",
             Self::LedgerBit => "ledger-bit",
+            Self::CopyCut => "copy-cut",
+            Self::CopyBit => "copy-bit",
+            Self::BothBits => "both-bits",
             Self::ClockAhead => "clock-fast",
             Self::ClockBehind => "clock-slow",
         })
@@ -70,7 +79,7 @@ impl fmt::Display for Fault {
 }
 
 impl Fault {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Agent,
         Self::Activator,
         Self::Both,
@@ -82,6 +91,9 @@ impl Fault {
         Self::NixDaemon,
         Self::LedgerCut,
         Self::LedgerBit,
+        Self::CopyCut,
+        Self::CopyBit,
+        Self::BothBits,
         Self::ClockAhead,
         Self::ClockBehind,
     ];
@@ -91,7 +103,17 @@ impl Fault {
     }
 
     pub(super) const fn damages_ledger(self) -> bool {
-        matches!(self, Self::LedgerCut | Self::LedgerBit)
+        !self.damaged_files().is_empty()
+    }
+
+    /// Which of the ledger's two files it damages.
+    const fn damaged_files(self) -> &'static [&'static str] {
+        match self {
+            Self::LedgerCut | Self::LedgerBit => &["ledger"],
+            Self::CopyCut | Self::CopyBit => &["ledger.copy"],
+            Self::BothBits => &["ledger", "ledger.copy"],
+            _ => &[],
+        }
     }
 
     /// How long the new system may take to be confirmed, where it is not meant to be.
@@ -169,7 +191,7 @@ impl Fault {
                 wait_no_use(subject, phase, id)?;
                 subject.start_daemon()
             }
-            Self::LedgerCut | Self::LedgerBit => {
+            Self::LedgerCut | Self::LedgerBit | Self::CopyCut | Self::CopyBit | Self::BothBits => {
                 subject.machine.kill_agent()?;
                 self.damage_ledger(subject)?;
                 subject.machine.start_agent()?;
@@ -189,15 +211,18 @@ impl Fault {
     }
 
     fn damage_ledger(self, subject: &Subject<'_>) -> Result<()> {
-        let path = subject.machine.state().join("ledger");
-        let mut bytes = fs::read(&path)?;
-        let half = bytes.len() / 2;
-        if self == Self::LedgerCut {
-            bytes.truncate(half);
-        } else {
-            bytes[half] ^= 1;
+        for file in self.damaged_files() {
+            let path = subject.machine.state().join(file);
+            let mut bytes = fs::read(&path)?;
+            let half = bytes.len() / 2;
+            if matches!(self, Self::LedgerCut | Self::CopyCut) {
+                bytes.truncate(half);
+            } else {
+                bytes[half] ^= 1;
+            }
+            fs::write(path, bytes)?;
         }
-        Ok(fs::write(&path, bytes)?)
+        Ok(())
     }
 }
 
