@@ -152,7 +152,7 @@ let
       && !(holds (broker (secrets // { enable = true; keyFile = "/nix/store/x"; })).assertions);
     anAgentWithoutABrokerIsRefused = fails (agent (builtins.removeAttrs enabledAgent [ "broker" ]));
 
-    theBrokerReadsItsFilesAgainOnReload = brokerUnit.serviceConfig.ExecReload == "/pkgs-coreutils/bin/kill -HUP $MAINPID";
+    theBrokerReadsItsFilesAgainOnReload = brokerUnit.serviceConfig.ExecReload == "/coreutils/bin/kill -HUP $MAINPID";
     theBrokerIsNotRoot = brokerUnit.serviceConfig.DynamicUser && brokerUnit.serviceConfig.NoNewPrivileges;
     theFirewallStaysShutUnlessAsked =
       (broker (secrets // { enable = true; })).networking.firewall.allowedTCPPorts == { }

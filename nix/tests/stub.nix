@@ -60,7 +60,6 @@ rec {
       isDarwin = false;
     };
     nix = "/pkgs-nix";
-    coreutils = "/pkgs-coreutils";
     coreutils = "/coreutils";
     util-linux = "/util-linux";
     rustPlatform.buildRustPackage = package: package;
