@@ -119,10 +119,7 @@ fn a_wrong_signature_over_mosquitto_is_refused_by_the_machine() {
         let v1 = world.system(&System::new("web-1", "1"))?;
         let forge = world.forge(&machine, &v1)?;
         let bytes = forge.sign(world.authority.signing_key("stranger")?.read()?)?;
-        let topic = forge
-            .machine
-            .topic(hoist_protocol::Channel::Deploy)
-            .to_string();
+        let topic = forge.machine.topic(Channel::Deploy).to_string();
         world
             .client(world.publisher.clone(), "ci.x")
             .publish(&topic, &bytes, true)?

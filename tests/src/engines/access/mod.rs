@@ -188,7 +188,7 @@ const DECISIONS: [(Decision, &str); 3] = [
     (Decision::Silent, "silent"),
 ];
 
-fn word<T: PartialEq>(words: &[(T, &'static str)], value: T) -> &'static str {
+fn word<T: Copy + PartialEq>(words: &[(T, &'static str)], value: T) -> &'static str {
     words
         .iter()
         .find(|(known, _)| *known == value)
