@@ -13,7 +13,7 @@ checkout=$(dirname "$here")
 root=${HOIST_TEST_ROOT:-/var/cache/hoist-tests}/trixie-$(< "$here/src/nspawn/root.version")
 
 # Brokers, certificates and the command line do not depend on Nix; machines that boot have this Nix anyway.
-without=(systemd:: foreign_broker:: access:: connection:: operators::)
+without=(systemd:: foreign_broker:: engines:: access:: connection:: operators:: rollouts::)
 
 fail() {
     echo "error: the tests with Nix 2.26 were not run: $1" >&2

@@ -16,7 +16,7 @@ use crate::service;
 
 /// The MQTT broker between publishers and agents: durable retained messages behind mutual TLS.
 ///
-/// Clients are who their certificate says: CN is the name, OU the role, O the fleet. Speaks MQTT 3.1.1.
+/// Clients are who their certificate says: CN is the name, OU the role, O the fleet. Speaks MQTT 3.1.1 and 5.
 #[derive(Parser)]
 #[command(name = "hoist-broker", version, max_term_width = 100, after_help = HELP)]
 struct Cli {

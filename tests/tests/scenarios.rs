@@ -18,6 +18,7 @@ mod scenarios {
     mod modules;
     mod operators;
     mod orders;
+    mod rollouts;
     mod systemd;
     mod trust;
     mod upgrades;

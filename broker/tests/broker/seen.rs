@@ -290,10 +290,6 @@ async fn every_refusal_is_in_the_audit_log_with_who_it_was() {
     assert_eq!(line["name"], "web-1");
 
     let stranger = World::new();
-    let tls = stranger
-        .credentials("prod", Role::Agent, "web-1")
-        .client()
-        .unwrap();
     let other = hoist_certs::Credentials {
         ca: world.authority.certificate_pem().to_owned().into(),
         ..stranger.credentials("prod", Role::Agent, "web-1")

@@ -12,8 +12,8 @@ use hoist_certs::authority::{Authority, Issued, days};
 use hoist_certs::{Credentials, Pem, Role};
 use hoist_protocol::{AgentName, FleetName};
 use rumqttc::{
-    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, PubComp, PubRec, PubRel,
-    Publish, QoS, SubscribeFilter, SubscribeReasonCode,
+    ConnAck, Connect, ConnectReturnCode, LastWill, Packet, PubAck, PubComp, PubRec, Publish, QoS,
+    SubscribeFilter, SubscribeReasonCode,
 };
 use rustls::pki_types::ServerName;
 use tempfile::TempDir;

@@ -101,7 +101,7 @@ impl Divided {
     }
 
     /// What somebody has to know of a rollout that stopped.
-    pub(super) fn halted(&self, why: Why, sent_back: usize) -> String {
+    pub(super) fn halted(&self, why: Why, sent_back: (usize, usize)) -> String {
         let Why {
             failed,
             of,
@@ -110,9 +110,10 @@ impl Divided {
         } = why;
         let allowed = self.rollout.policy.max_failed;
         let then = match (self.goes_back(), sent_back) {
-            (true, 0) => "no machine had been moved, so none was sent back".to_owned(),
-            (true, 1) => "the machine that had been moved was sent back".to_owned(),
-            (true, count) => format!("the {count} machines that had been moved were sent back"),
+            (true, (0, _)) => "no machine had been moved, so none was sent back".to_owned(),
+            (true, (moved, back)) => {
+                format!("{back} of {moved} machines that had been moved run again what they ran before")
+            }
             (false, _) => "the machines that have it keep it; `hoist rollback` sends one back, and the same command \
                            again goes on from here"
                 .to_owned(),
@@ -144,8 +145,10 @@ pub(super) struct WayBack {
 }
 
 impl WayBack {
-    pub(super) fn count(&self) -> usize {
-        self.ends.len()
+    /// How many machines were to go back, and how many of them have.
+    pub(super) fn counts(&self) -> (usize, usize) {
+        let back = self.ends.values().filter(|(_, end)| end.outcome.is_good());
+        (self.ends.len(), back.count())
     }
 
     /// Puts into the report of a machine that it was sent back.

@@ -178,7 +178,7 @@ impl<'a> Sending<'a> {
                     self.take_back(&run, &mut link, &mut console, &all_filters, &mut interrupts);
                 way_back = Some(back.await?);
             }
-            let sent_back = way_back.as_ref().map_or(0, WayBack::count);
+            let sent_back = way_back.as_ref().map_or((0, 0), WayBack::counts);
             warnings.push(divided.halted(why, sent_back));
         }
         console.finish();

@@ -3,7 +3,7 @@
 /// What a deployment is meant to come to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Kind {
-    /// It succeeds: one of two systems that take turns.
+    /// It succeeds: one of three systems that take turns.
     Good,
     /// What runs already.
     Same,

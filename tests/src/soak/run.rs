@@ -13,7 +13,9 @@ use crate::world::World;
 pub(super) struct Closures {
     /// Deployed first and never again: garbage in the end.
     first: StorePath,
-    turns: [StorePath; 2],
+    /// As many as a machine keeps to go back to, so that they alone are kept however often a deployment was
+    /// interrupted.
+    turns: [StorePath; 3],
     failing: StorePath,
     unhealthy: StorePath,
     check: StorePath,
@@ -26,18 +28,19 @@ impl Closures {
             system("first").closure(),
             system("a").closure(),
             system("b").closure(),
+            system("c").closure(),
             system("failing").failing().closure(),
             system("unhealthy").closure(),
             Closure::health_check("exit 1"),
         ];
         let paths = world.builder.build_all(&closures)?;
         world.builder.push_all(&paths, &world.cache)?;
-        let [first, a, b, failing, unhealthy, check] = <[StorePath; 6]>::try_from(paths)
+        let [first, a, b, c, failing, unhealthy, check] = <[StorePath; 7]>::try_from(paths)
             .ok()
             .context("each has a path")?;
         Ok(Self {
             first,
-            turns: [a, b],
+            turns: [a, b, c],
             failing,
             unhealthy,
             check,
@@ -46,11 +49,12 @@ impl Closures {
 
     /// What a step deploys to a machine that runs `current`.
     fn of(&self, step: &Step, current: Option<&StorePath>) -> StorePath {
-        let [a, b] = &self.turns;
+        let [a, b, c] = &self.turns;
         match (step.kind, current) {
             (Kind::Good | Kind::Same, None) => &self.first,
             (Kind::Same, Some(current)) => current,
             (Kind::Good, Some(current)) if current == a => b,
+            (Kind::Good, Some(current)) if current == b => c,
             (Kind::Good, Some(_)) => a,
             (Kind::Failing, _) => &self.failing,
             (Kind::Unhealthy, _) => &self.unhealthy,

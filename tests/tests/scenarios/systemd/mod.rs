@@ -7,5 +7,6 @@ mod neighbours;
 mod power;
 mod reboots;
 mod service;
+mod stand_in;
 mod units;
 mod users;
