@@ -10,6 +10,8 @@ pub(super) enum Expected {
     New,
     /// On the one before.
     Old,
+    /// On either, as far as both are promised alike: wholly, and reported so.
+    Either,
     /// There is nothing to try.
     NoSuchCase,
 }
@@ -33,8 +35,11 @@ pub(super) fn expected(phase: Phase, fault: Fault) -> Expected {
         (_, Fault::Activator | Fault::Both | Fault::Power) => Expected::Old,
         // It cannot be confirmed, and the machine cannot tell that from a new system that cuts it off.
         (_, Fault::Network) => Expected::Old,
-        // Neither the closure nor the confirmation can be written.
-        (_, Fault::Disk) => Expected::Old,
+        // The closure cannot be written.
+        (Phase::Fetching, Fault::Disk) => Expected::Old,
+        // Whether Nix's database finds the room for a generation differs between versions of Nix, and from time to
+        // time.
+        (_, Fault::Disk) => Expected::Either,
         // The closure is there in the end; but without Nix it cannot become the profile.
         (Phase::Fetching, Fault::NixDaemon) => Expected::New,
         (_, Fault::NixDaemon) => Expected::Old,
