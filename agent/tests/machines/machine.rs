@@ -455,6 +455,10 @@ pub(crate) fn result(job: &Job) -> JobResult {
 
 /// Lets an activator work on a job until it has ended, and returns how.
 pub(crate) fn recover(job: &Job) -> JobResult {
+    // A program that a killed one was about to start holds its lock until it is what it shall be.
+    until("the lock of the one before is free", || {
+        !job.view().unwrap().alive
+    });
     Activator::start(job).wait();
     result(job)
 }
