@@ -11,9 +11,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use camino::Utf8PathBuf;
+use hoist_certs::program::parse_duration;
 use hoist_certs::{Credentials, Revocation, ServerSources};
 use hoist_protocol::TrustedKeysError;
-use jiff::SignedDuration;
 
 use crate::observe::AuditSettings;
 
@@ -291,9 +291,8 @@ fn time(
     let Some(text) = given else {
         return Ok(default);
     };
-    text.parse::<SignedDuration>()
+    parse_duration(text)
         .ok()
-        .and_then(|duration| Duration::try_from(duration).ok())
         .filter(|duration| !duration.is_zero())
         .ok_or(SettingsError::Duration { key })
 }

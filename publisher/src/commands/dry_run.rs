@@ -142,11 +142,7 @@ fn rows(args: &DeployArgs, spec: &Spec, selection: &Selection, snapshot: &Snapsh
     if let Some(rollout) = args.rollout.rollout() {
         let known: Vec<Known> = rows
             .iter()
-            .map(|row| match row.would {
-                Would::BeUnchanged => Known::Done,
-                _ if row.presence == Some(Presence::Online.as_str()) => Known::Online,
-                _ => Known::Away,
-            })
+            .map(|row| Known::of(snapshot.machine(&row.agent), Some(&row.path)))
             .collect();
         let (batches, _) = divide(rollout.division, &known);
         for (row, batch) in rows.iter_mut().zip(batches) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hoist_certs::program::now;
 use hoist_protocol::{
-    AgentName, DeploymentId, Goal, KnownOrders, Presence, RollbackTo, Rollout as Part, Target,
+    AgentName, DeploymentId, Goal, KnownOrders, RollbackTo, Rollout as Part, Target, Text,
 };
 use uuid::Uuid;
 
@@ -35,7 +35,13 @@ impl Divided {
     ) -> Self {
         let known: Vec<Known> = targets
             .iter()
-            .map(|(agent, target)| known(target, snapshot.machine(agent)))
+            .map(|(agent, target)| {
+                let path = match &target.goal {
+                    Goal::Closure(path) => Some(path),
+                    Goal::Rollback(_) => None,
+                };
+                Known::of(snapshot.machine(agent), path)
+            })
             .collect();
         let (numbers, batches) = divide(rollout.division, &known);
         Self {
@@ -124,20 +130,6 @@ impl Divided {
     }
 }
 
-fn known(target: &Target, seen: Option<&Seen>) -> Known {
-    let status = seen.and_then(|seen| seen.status.as_ref());
-    let runs_it = status.is_some_and(|status| {
-        let runs = status.current_path.as_ref();
-        status.state.is_good()
-            && matches!(&target.goal, Goal::Closure(path) if runs == Some(path) && status.path.as_ref() == Some(path))
-    });
-    match seen.and_then(|seen| seen.presence) {
-        Some(Presence::Online) if runs_it => Known::Done,
-        Some(Presence::Online) => Known::Online,
-        Some(Presence::Offline) | None => Known::Away,
-    }
-}
-
 /// How the machines came back.
 pub(super) struct WayBack {
     ends: BTreeMap<AgentName, (DeploymentId, End)>,
@@ -161,13 +153,13 @@ impl WayBack {
         (machine.outcome, machine.message) = if end.outcome.is_good() {
             let message =
                 "it went well here, and the machine was sent back because the rollout had failed";
-            (Outcome::RolledBack, hoist_protocol::Text::lossy(message))
+            (Outcome::RolledBack, Text::lossy(message))
         } else {
             let message = format!(
                 "it went well here; the machine was to be sent back because the rollout had failed, and that ended `{}`: {}",
                 end.outcome, end.message
             );
-            (end.outcome, hoist_protocol::Text::lossy(&message))
+            (end.outcome, Text::lossy(&message))
         };
     }
 }

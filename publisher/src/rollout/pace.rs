@@ -169,12 +169,6 @@ impl Pace {
         self.batches
     }
 
-    /// Whether no decision comes any more.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.phase == Phase::Over
-    }
-
     /// What comes next, if anything does now. `tally` is of all batches that were released, `now` the time since the
     /// rollout began.
     pub fn decide(&mut self, tally: Tally, now: Duration) -> Option<Decision> {

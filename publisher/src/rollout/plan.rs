@@ -1,6 +1,9 @@
 //! Who comes when: the canaries first, then batch by batch, and at the end those that are away.
 
+use hoist_protocol::{Presence, StorePath};
+
 use super::Share;
+use crate::snapshot::Seen;
 
 /// How a rollout is divided.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -20,6 +23,24 @@ pub enum Known {
     Done,
     /// It is not connected, or was never heard of: it can neither prove the closure good nor bad.
     Away,
+}
+
+impl Known {
+    /// What was seen of a machine that is to run the closure at `path`; none when what it shall run has no path.
+    #[must_use]
+    pub fn of(seen: Option<&Seen>, path: Option<&StorePath>) -> Self {
+        let Some(seen) = seen.filter(|seen| seen.presence == Some(Presence::Online)) else {
+            return Self::Away;
+        };
+        let runs_it = seen.status.as_ref().is_some_and(|status| {
+            let is_it = |known: &Option<StorePath>| known.as_ref() == path;
+            status.state.is_good() && is_it(&status.path) && is_it(&status.current_path)
+        });
+        match path.is_some() && runs_it {
+            true => Self::Done,
+            false => Self::Online,
+        }
+    }
 }
 
 /// The number of the batch of each machine, in the order of `machines`, and how many batches there are.
@@ -75,14 +96,45 @@ pub fn divide(division: Division, machines: &[Known]) -> (Vec<u16>, u16) {
 mod tests {
     use proptest::prelude::*;
 
+    use hoist_protocol::State;
+
     use super::Known::{Away, Done, Online};
     use super::*;
+    use crate::testing::{order, status};
 
     fn division(canary: &str, batch: &str) -> Division {
         Division {
             canary: canary.parse().ok(),
             batch: batch.parse().ok(),
         }
+    }
+
+    #[test]
+    fn a_machine_is_done_when_it_is_there_and_says_that_it_runs_the_closure_well() {
+        let path = |name: &str| {
+            StorePath::new(format!(
+                "/nix/store/0c5b8w3k3fxjhk5hd1zkjb1m5vq0l2ga-{name}"
+            ))
+            .unwrap()
+        };
+        let mut report = status(order(1), State::Succeeded);
+        report.path = Some(path("a"));
+        report.current_path = Some(path("a"));
+        let mut seen = Seen {
+            status: Some(report.clone()),
+            presence: Some(Presence::Online),
+            ..Seen::default()
+        };
+        assert_eq!(Known::of(Some(&seen), Some(&path("a"))), Done);
+        assert_eq!(Known::of(Some(&seen), Some(&path("b"))), Online);
+        assert_eq!(Known::of(Some(&seen), None), Online);
+        // It runs it, but its last deployment of it did not end well.
+        report.state = State::Failed;
+        seen.status = Some(report);
+        assert_eq!(Known::of(Some(&seen), Some(&path("a"))), Online);
+        seen.presence = Some(Presence::Offline);
+        assert_eq!(Known::of(Some(&seen), Some(&path("a"))), Away);
+        assert_eq!(Known::of(None, Some(&path("a"))), Away);
     }
 
     #[test]
