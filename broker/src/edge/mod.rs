@@ -5,12 +5,12 @@
 //! threads, a time and a number of bytes; only what comes out of it with a good certificate takes one of the
 //! places of connections.
 
+mod certificates;
 mod counts;
-mod doors;
 mod guest;
 mod members;
 mod pool;
-mod roster;
+mod reload;
 mod socket;
 
 use std::io;
@@ -38,15 +38,15 @@ use crate::session::Policy;
 use crate::settings::Limits;
 use crate::websocket::{self, Origins, UpgradeError, WebSocket};
 
+use certificates::{Listed, Roster};
 use counts::{Counted, Counts, Origin, Visits};
-pub use doors::Reload;
-use doors::{Doors, Keeper};
-pub(crate) use doors::{Look, look};
 pub(crate) use guest::Guest;
 pub(crate) use members::Members;
 use members::{Full, Seat};
 use pool::Pool;
-use roster::{Listed, Roster};
+pub use reload::Reload;
+use reload::{Doors, Keeper};
+pub(crate) use reload::{Look, look};
 use socket::Metered;
 pub(crate) use socket::listen;
 

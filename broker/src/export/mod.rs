@@ -3,20 +3,20 @@
 //! Who may do what comes from the rules that the broker itself goes by, asked for each certificate: the engine is
 //! told nothing that is written down twice.
 
+mod issued;
 mod mosquitto;
 mod nats;
 mod place;
 mod rights;
-mod roll;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_certs::directory::DirectoryError;
 use hoist_certs::files::{self, FileError, Overwrite};
 
+pub use issued::Roll;
 pub use mosquitto::{Mosquitto, Seconds};
 pub use nats::{Nats, Node, NodeError, Nodes, NodesError};
 pub use place::{Place, PlaceError};
-pub use roll::Roll;
 
 /// Why there is no configuration to write.
 #[derive(Debug, thiserror::Error)]

@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use hoist_protocol::limits;
 
+use super::issued::Standing;
 use super::rights::Rights;
-use super::roll::Standing;
 use super::{ConfigFile, Place, Roll};
 use crate::guard::{Peer, Rules};
 

@@ -5,8 +5,8 @@ mod node;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use super::issued::Standing;
 use super::rights::Rights;
-use super::roll::Standing;
 use super::{ConfigFile, Place, Roll};
 use crate::guard::{Peer, Rules};
 

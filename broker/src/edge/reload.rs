@@ -14,9 +14,9 @@ use hoist_certs::program::{now, report};
 use hoist_certs::{ServerSources, ServerTls, TlsError};
 use tracing::{error, info, warn};
 
-use super::roster::Roster;
+use super::certificates::Roster;
+use crate::log_limit::Quiet;
 use crate::observe::{Certificate, Observer};
-use crate::quiet::Quiet;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_millis(500);
