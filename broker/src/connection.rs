@@ -116,6 +116,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Serves the client until the session ends, then applies its will.
     pub(crate) async fn serve(mut self: Box<Self>) {
+        // It was made among the handshakes, whose threads give way to others and end before the sessions do: it
+        // shall wake up by the clock of those that serve it.
+        self.alarm = Box::pin(sleep_until(self.alarm.deadline()));
         self.run().await;
         // In a box, as the effects are: what is awaited once in a while would otherwise take its room for as
         // long as the connection lives.

@@ -125,7 +125,7 @@ pub(crate) struct Edge {
     /// For WebSockets, with the pages that may connect.
     web: Option<(TcpListener, Arc<Origins>)>,
     gate: Arc<Gate>,
-    pool: Arc<Pool>,
+    pool: Pool,
     /// Every connection holds one, so that the broker can wait for the last.
     alive: mpsc::Sender<()>,
 }
@@ -211,7 +211,7 @@ impl Edge {
             }),
         };
         let reload = keeper.start()?;
-        let pool = Arc::new(Pool::start()?);
+        let pool = Pool::start()?;
         let edge = Self {
             listener,
             web: web.map(|(listener, origins)| (listener, Arc::new(origins))),
@@ -264,13 +264,11 @@ impl Edge {
         let gate = Arc::clone(&self.gate);
         let alive = self.alive.clone();
         let sessions = Handle::current();
-        // A session's timers were made among the handshakes: their threads end after the last of them.
-        let pool = Arc::clone(&self.pool);
         handshakes.spawn(async move {
             match gate.receive(stream, address, web, origin).await {
                 Ok((arrived, held)) => {
                     drop(waiting);
-                    let held = (held, alive, pool);
+                    let held = (held, alive);
                     match arrived {
                         Arrived::Plain(connection) => sessions.spawn(async move {
                             connection.serve().await;

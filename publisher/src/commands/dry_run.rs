@@ -57,7 +57,7 @@ impl Would {
 
     const fn said(self) -> (&'static str, Tone) {
         match self {
-            Self::Change => ("changes", Tone::Good),
+            Self::Change => ("to change", Tone::Good),
             Self::BeUnchanged => ("unchanged: it runs that already", Tone::Plain),
             Self::Wait => ("offline: it gets it when it returns", Tone::Mild),
             Self::BeHeld => ("held: it begins when it is released", Tone::Mild),
