@@ -96,6 +96,13 @@ impl AgentUnit {
         kept(&text.unwrap_or_default())
     }
 
+    /// Whether its unit is a transient one, which no system has brought. systemd's own property of that name is not
+    /// asked: it outlives the transient unit's file where another unit refers to this one.
+    fn stands_in(&self) -> bool {
+        let file = self.manager.property(self.name.as_str(), "FragmentPath");
+        file.is_ok_and(|file| file.contains("/systemd/transient/"))
+    }
+
     /// How to read what it logs.
     pub(super) fn journal(&self) -> String {
         let flags = self.manager.flags().join(" ");
@@ -152,7 +159,8 @@ impl Activator {
             return Ok(());
         }
         let main = unit.main_process();
-        if main.is_some() && main != before.agent {
+        // One that stands in is not the new system's agent, whenever it was started.
+        if main.is_some() && main != before.agent && !unit.stands_in() {
             return Ok(());
         }
         self.log.say(&format!(
@@ -242,8 +250,7 @@ impl Activator {
         if !closure.is_some_and(|closure| unit.is_in(closure)) {
             return;
         }
-        let transient = unit.manager.property(unit.name.as_str(), "Transient");
-        if !transient.is_ok_and(|transient| transient == "yes") {
+        if !unit.stands_in() {
             return;
         }
         if let Err(error) = unit.manager.forget_transient(unit.name.as_str()) {

@@ -84,6 +84,13 @@ fn an_agent_that_stands_in_keeps_its_secrets_however_often_it_is_started_again()
         assert_eq!(status.state, State::RolledBack, "{}", status.message);
         assert_eq!(machine.current_system()?, v3);
         assert_eq!(machine.property(AGENT, "ActiveState")?, "active");
+
+        // And one that holds takes its place.
+        let last = machine.push(world, &machine.system("6"))?;
+        let status = world.carry_out(&machine, &last)?;
+        assert_eq!(status.state, State::Succeeded, "{}", status.message);
+        let unit = machine.property(AGENT, "FragmentPath")?;
+        assert!(unit.starts_with("/etc/systemd/system/"), "{unit}");
         Ok(())
     });
 }
