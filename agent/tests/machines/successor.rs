@@ -12,6 +12,9 @@ use crate::machine::{
 
 const UNIT: &str = "agent.service";
 
+/// The file of that unit where `systemd-run` made it.
+const TRANSIENT: &str = "/run/systemd/transient/agent.service";
+
 /// A system whose agent is `program`.
 fn with_agent(machine: &Machine, name: &str, program: &StorePath) -> StorePath {
     let more = format!(
@@ -24,13 +27,14 @@ fn with_agent(machine: &Machine, name: &str, program: &StorePath) -> StorePath {
 /// A systemd that writes down what it is asked for, with a main process of the agent's unit or none.
 fn with_systemd(machine: &Machine, main_pid: u32) {
     fs::create_dir_all("/run/systemd/system").unwrap();
+    fs::create_dir_all("/run/systemd/transient").unwrap();
     let calls = machine.dir().join("calls");
     machine.fake(
         "systemctl",
         &format!(
             r#"case "$*" in
 *MainPID*) echo {main_pid} ;;
-*Transient*) if [ -e /run/transient ]; then echo yes; else echo no; fi ;;
+*FragmentPath*) if [ -e {TRANSIENT} ]; then echo {TRANSIENT}; else echo /etc/systemd/system/{UNIT}; fi ;;
 is-system-running) echo running ;;
 restart*|stop*) echo "$@" >> {calls} ;;
 esac"#
@@ -40,7 +44,7 @@ esac"#
         "systemd-run",
         &format!(
             r#"echo "$@" >> {calls}
-case "$*" in *--unit={UNIT}*) touch /run/transient; exit 0 ;; esac
+case "$*" in *--unit={UNIT}*) touch {TRANSIENT}; exit 0 ;; esac
 while [ "$1" != -- ]; do shift; done; shift; exec "$@""#
         ),
     );
@@ -138,7 +142,10 @@ fn a_system_without_an_agent_is_refused_unless_the_order_allows_it() {
         );
         assert_all_is(machine, &a);
 
-        fs::remove_file("/run/transient").unwrap();
+        assert!(
+            !fs::exists(TRANSIENT).unwrap(),
+            "its file would go before the system's own"
+        );
         let mut allowed = spec(machine, &bare, &old);
         allowed.target.allow_no_agent = true;
         assert_eq!(machine.carry_out(&allowed).state, State::Succeeded);
@@ -249,7 +256,7 @@ fn a_stand_in_is_started_with_the_settings_of_the_one_that_stood_in_before() {
             "systemctl",
             &format!(
                 r#"case "$*" in
-*MainPID*) if [ -e /run/transient ]; then echo $PPID; else echo 0; fi ;;
+*MainPID*) if [ -e {TRANSIENT} ]; then echo $PPID; else echo 0; fi ;;
 cat*) printf '{}' ;;
 is-system-running) echo running ;;
 restart*|stop*) echo "$@" >> {calls_to} ;;
