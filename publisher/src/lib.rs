@@ -26,8 +26,7 @@ pub mod spec;
 #[cfg(test)]
 mod testing;
 
-pub use cli::{
-    DeployArgs, DeploymentArgs, DigestArgs, FollowArgs, LogsArgs, RollbackArgs, StatusArgs,
-    WaitFor, main,
+pub use cli::main;
+pub use flags::{
+    ActivationArgs, CheckArgs, DeploymentArgs, FollowArgs, RolloutArgs, SelectionArgs, WaitFor,
 };
-pub use flags::{ActivationArgs, CheckArgs, RolloutArgs, SelectionArgs};

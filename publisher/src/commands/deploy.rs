@@ -1,19 +1,114 @@
 //! `hoist deploy`: what a spec says, signed, published and followed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use camino::Utf8PathBuf;
+use clap::Args;
 use hoist_certs::Role;
 use hoist_protocol::{AgentName, ClosureDigest, Goal, StorePath, Target};
 
 use super::send::{Sending, Task};
 use super::{CommandError, dry_run};
 use crate::digests::{self, DigestError};
-use crate::flags::options;
+use crate::duration;
+use crate::flags::{
+    ActivationArgs, CheckArgs, DeploymentArgs, FollowArgs, RolloutArgs, SelectionArgs, WaitFor,
+    options,
+};
 use crate::outcome::Exit;
-use crate::select::Selection;
-use crate::settings::{Flags, Settings, process_environment};
+use crate::select::{Selection, Selector};
+use crate::settings::{Flags, Settings, SigningFlags, process_environment};
 use crate::spec::Spec;
-use crate::{CheckArgs, DeployArgs, DigestArgs, WaitFor};
+
+pub(crate) const DEPLOY_EXAMPLES: &str = "\
+Examples:
+  hoist deploy spec.json --action dry-activate
+                                   what would change, on each machine
+  hoist deploy spec.json --action boot
+                                   with the next boot of each machine
+  hoist deploy spec.json --check-unit nginx.service --check-http http://localhost/ --check-grace 10s
+                                   machines on which that does not hold go back
+  hoist deploy spec.json --spread 30m
+                                   a large fleet, not all at once
+  hoist deploy spec.json --require-digest
+                                   nothing that a binary cache could have changed unnoticed
+  hoist deploy spec.json --canary 1 --batch 20% --bake 5m --max-failed 5% --on-failure rollback
+                                   one machine, then a fifth of them at a time; five minutes of being well
+                                   before the next; back again when more than a twentieth has failed
+  hoist deploy spec.json --agent '@web&!eu-*' --where state=failed --dry-run
+                                   which of the web servers outside of eu- that would try again";
+
+/// The heading of what is said about where closures come from.
+const CLOSURES: &str = "Closures";
+
+/// Whether what the closures hold is signed too.
+///
+/// By default it is where this computer's own store has them: then a binary cache that serves anything else
+/// under the same path is found out by the machine, whoever's key it has.
+#[derive(Clone, Copy, Debug, Default, Args)]
+#[command(next_help_heading = CLOSURES)]
+pub struct DigestArgs {
+    /// Do not sign what the closures hold, also where the store of this computer or the spec knows it
+    #[arg(long, conflicts_with = "require_digest")]
+    pub no_digest: bool,
+    /// Deploy nothing unless what every closure holds is signed: each is in the store of this computer, or the
+    /// spec has its digest
+    #[arg(long)]
+    pub require_digest: bool,
+}
+
+/// `hoist deploy`
+#[derive(Debug, Args)]
+pub struct DeployArgs {
+    /// The spec, as Cachix Deploy reads it: {"agents": {"web-1": "/nix/store/…"}, "rollbackScript":
+    /// {"x86_64-linux": "/nix/store/…"}}; `-` is standard input. In place of a path there may be an object
+    /// with a path and what the flags below say, for this machine: {"path": "/nix/store/…", "action": "boot"}
+    pub spec: Utf8PathBuf,
+    /// Deploy only these machines of the spec, more than once for several: names, or a selection such as
+    /// 'web-*', '@web&!@canary', 'kind:nixos,db-1' (below)
+    #[arg(long = "agent", value_name = "SELECTION")]
+    pub agents: Vec<Selector>,
+    /// Only machines of which something holds
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+    /// Leave out machines that are offline and have not been heard of for so long
+    #[arg(long, value_name = "DURATION", value_parser = duration::parse, help_heading = "Selection")]
+    pub stale: Option<Duration>,
+    /// Show which machines would go from what to what, and do nothing: no signing key is needed, and a monitor's
+    /// certificate is enough
+    #[arg(long, conflicts_with_all = ["wait", "is_async"])]
+    pub dry_run: bool,
+    /// Machines one after the other
+    #[command(flatten)]
+    pub rollout: RolloutArgs,
+    /// How the closures are activated
+    #[command(flatten)]
+    pub activation: ActivationArgs,
+    /// What must hold afterwards
+    #[command(flatten)]
+    pub checks: CheckArgs,
+    /// What vouches for the closures
+    #[command(flatten)]
+    pub digest: DigestArgs,
+    /// Binary cache that the machines use besides their own, more than once for several
+    /// [env: HOIST_SUBSTITUTERS, separated by commas]
+    #[arg(long = "substituter", value_name = "URL", help_heading = CLOSURES)]
+    pub substituters: Vec<String>,
+    /// Key of such a cache, NAME:base64, more than once for several
+    /// [env: HOIST_SUBSTITUTER_KEYS, separated by commas]
+    #[arg(long = "substituter-key", value_name = "KEY", help_heading = CLOSURES)]
+    pub substituter_keys: Vec<String>,
+    /// What is said in the deployment
+    #[command(flatten)]
+    pub deployment: DeploymentArgs,
+    /// How machines are followed
+    #[command(flatten)]
+    pub follow: FollowArgs,
+    /// The keys
+    #[command(flatten)]
+    pub signing: SigningFlags,
+}
 
 /// Runs the command. Everything is checked before anything is sent.
 ///

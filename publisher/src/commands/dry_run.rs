@@ -6,9 +6,9 @@ use hoist_certs::program::now;
 use hoist_protocol::{AgentName, Presence, State, StorePath};
 use serde::Serialize;
 
+use super::deploy::DeployArgs;
 use super::status::{READERS, short_path};
 use super::{CommandError, look};
-use crate::DeployArgs;
 use crate::console::print;
 use crate::console::table::{Page, Tone, render};
 use crate::drive::Interrupts;

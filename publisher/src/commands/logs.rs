@@ -1,11 +1,11 @@
 //! `hoist logs`: what a machine's newest deployment said, and with `--follow` what it says.
 
+use clap::Args;
 use hoist_certs::program::now;
 use hoist_protocol::{AgentName, Channel, LogLine, State, Status, Topic};
 
 use super::status::READERS;
 use super::{CommandError, unknown_machine};
-use crate::LogsArgs;
 use crate::console::{Console, log_line, print};
 use crate::drive::Interrupts;
 use crate::lines_shown::LinesShown;
@@ -15,6 +15,20 @@ use crate::report::SCHEMA;
 use crate::said;
 use crate::settings::{Caller, Flags, Settings, process_environment};
 use crate::snapshot::{self, Wanted};
+
+/// `hoist logs`
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The machine
+    pub agent: AgentName,
+    /// Go on with the lines that come, until interrupted. Lines are not kept on the broker: without this, and for
+    /// those that came before, there is only the end of the log that the machine's status carries
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Write JSON: one document, or with --follow one line for each line of the log
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 ///

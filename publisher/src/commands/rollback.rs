@@ -3,16 +3,41 @@
 //! The machine looks the id up in its own ledger of what it once verified and ran. No path is signed here:
 //! those that are shown come from the machine's reports, which nobody has signed.
 
+use clap::Args;
 use hoist_certs::Role;
 use hoist_protocol::{AgentName, DeploymentId, History, RollbackTo, State, StorePath};
 
 use super::CommandError;
 use super::send::{Sending, Task};
-use crate::RollbackArgs;
-use crate::flags::options;
+use crate::flags::{ActivationArgs, CheckArgs, DeploymentArgs, FollowArgs, options};
 use crate::outcome::Exit;
-use crate::settings::{Flags, Settings, process_environment};
+use crate::settings::{Flags, Settings, SigningFlags, process_environment};
 use crate::snapshot::Seen;
+
+/// `hoist rollback`
+#[derive(Debug, Args)]
+pub struct RollbackArgs {
+    /// The machine
+    pub agent: AgentName,
+    /// Back to what this deployment brought: its id, or the last 8 digits of an id in the machine's history
+    #[arg(long, value_name = "ID")]
+    pub to: Option<String>,
+    /// How the closure is activated
+    #[command(flatten)]
+    pub activation: ActivationArgs,
+    /// What must hold afterwards
+    #[command(flatten)]
+    pub checks: CheckArgs,
+    /// What is said in the deployment
+    #[command(flatten)]
+    pub deployment: DeploymentArgs,
+    /// How machines are followed
+    #[command(flatten)]
+    pub follow: FollowArgs,
+    /// The keys
+    #[command(flatten)]
+    pub signing: SigningFlags,
+}
 
 /// Runs the command.
 ///

@@ -4,6 +4,7 @@ mod details;
 
 use std::time::Duration;
 
+use clap::Args;
 use hoist_certs::Role;
 use hoist_certs::program::now;
 use hoist_protocol::{
@@ -11,11 +12,11 @@ use hoist_protocol::{
 };
 
 use super::{CommandError, look, unknown_machine};
-use crate::StatusArgs;
 use crate::console::table::{Page, Tone, render};
 use crate::console::{fetched, one_line, print};
 use crate::drive::Interrupts;
 use crate::duration;
+use crate::flags::SelectionArgs;
 use crate::link::Link;
 use crate::outcome::Exit;
 use crate::report::SCHEMA;
@@ -23,6 +24,25 @@ use crate::said;
 use crate::select::{Condition, Selection, Selector};
 use crate::settings::{Caller, Flags, Settings, process_environment};
 use crate::snapshot::{Seen, Snapshot};
+
+/// `hoist status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// The machines: those that are named, with all that they say of themselves; a selection such as 'web-*' or
+    /// '@web&!@canary', or the whole fleet when nothing is given, a line for each
+    #[arg(value_name = "SELECTION")]
+    pub agents: Vec<Selector>,
+    /// Only machines of which something holds
+    #[command(flatten)]
+    pub selection: SelectionArgs,
+    /// Only machines whose newest deployment did not end well
+    #[arg(long, help_heading = "Selection")]
+    pub failed: bool,
+    /// Write JSON: {"schema": 1, "fleet": …, "machines": [{"agent", "presence", "status": what the machine
+    /// itself last said, as it is on its `status` topic}]}
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// A machine that is online says something every five minutes; after three times that its word is old.
 const STALE: Duration = Duration::from_secs(15 * 60);

@@ -1,4 +1,6 @@
-//! The flags of `hoist deploy` and `hoist rollback` that say how a closure is activated.
+//! The flags that several commands share.
+
+mod sending;
 
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use crate::duration;
 use crate::options::{ActionArg, KindArg, Options, UnitsFailedArg};
 use crate::rollout::{Division, OnFailure, Policy, Rollout, Share};
 use crate::select::Condition;
+
+pub use sending::{DeploymentArgs, FollowArgs, WaitFor};
 
 /// How the closures are activated.
 #[derive(Debug, Default, Args)]

@@ -1,0 +1,115 @@
+//! Why a command ended without a result, and what the program then exits with.
+
+use hoist_protocol::{AgentName, FleetName, StorePath};
+
+use crate::digests::DigestError;
+use crate::link::LinkError;
+use crate::options::OptionsError;
+use crate::outcome::Exit;
+use crate::plan::PlanError;
+use crate::settings::SettingsError;
+use crate::snapshot::SnapshotError;
+use crate::spec::{NotInSpec, SpecError, did_you_mean};
+
+/// Why a command ended without a result.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// A setting is missing or not valid.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The spec cannot be used.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// A machine was chosen that is not in the spec.
+    #[error(transparent)]
+    NotInSpec(#[from] NotInSpec),
+    /// What the flags and the spec ask for does not go together.
+    #[error(transparent)]
+    Options(#[from] OptionsError),
+    /// Nix does not tell what the closures hold, and somebody relies on it.
+    #[error("what the closures hold is not known here, and --require-digest asks for it")]
+    Digests(#[source] DigestError),
+    /// The store does not have a closure, and somebody relies on it.
+    #[error(
+        "agent `{agent}`: `{path}` is not in the store of this computer, so what it holds is not known, and \
+         --require-digest asks for it; fetch it first, or give its `digest` in the spec"
+    )]
+    NoDigest {
+        /// Whose closure.
+        agent: AgentName,
+        /// Which one.
+        path: StorePath,
+    },
+    /// What the flags ask for makes no deployment.
+    #[error("what the flags ask for cannot be deployed")]
+    Plan(#[source] PlanError),
+    /// A text about where the deployment comes from is not valid.
+    #[error("the value of {0} is not valid")]
+    Provenance(&'static str, #[source] hoist_protocol::TextError),
+    /// A deployment id is none.
+    #[error(
+        "the value of --to is neither an id nor the last 8 digits of one in the machine's history"
+    )]
+    To(#[source] hoist_protocol::DeploymentIdError),
+    /// There is no connection.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// What is retained cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// Nothing is known about a machine.
+    #[error(
+        "the broker knows nothing of a machine `{name}` in the fleet `{fleet}`{}",
+        did_you_mean(.nearest.as_deref())
+    )]
+    UnknownMachine {
+        /// Its name.
+        name: AgentName,
+        /// The fleet.
+        fleet: FleetName,
+        /// The machine whose name it resembles.
+        nearest: Option<String>,
+    },
+    /// A rollout that waits for nobody would be none.
+    #[error(
+        "a rollout waits for the machines of a batch before the next one comes, so neither --async nor --wait none \
+         goes with --canary and --batch"
+    )]
+    RolloutWithoutWaiting,
+    /// There is nothing to go back to.
+    #[error(
+        "`{0}` has reported no deployment that it runs, so there is nothing to go back to; name one with --to"
+    )]
+    NothingBefore(AgentName),
+    /// The results cannot be written.
+    #[error("cannot write to stdout")]
+    Output(#[source] std::io::Error),
+    /// The system refuses what every program needs.
+    #[error("cannot start")]
+    Runtime(#[source] std::io::Error),
+}
+
+impl CommandError {
+    /// What the program exits with.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Settings(_)
+            | Self::Spec(_)
+            | Self::NotInSpec(_)
+            | Self::Options(_)
+            | Self::Plan(_)
+            | Self::Provenance(..)
+            | Self::RolloutWithoutWaiting
+            | Self::To(_) => Exit::Usage,
+            Self::Digests(_)
+            | Self::NoDigest { .. }
+            | Self::Link(_)
+            | Self::Snapshot(_)
+            | Self::UnknownMachine { .. }
+            | Self::NothingBefore(_)
+            | Self::Output(_)
+            | Self::Runtime(_) => Exit::Error,
+        }
+    }
+}
