@@ -3,6 +3,7 @@
 //! [`follow`] and [`plan`] decide and know neither clock nor connection; [`link`] talks MQTT, [`drive`] brings
 //! the two together; [`commands`] has one file for each command.
 
+pub mod already;
 mod cli;
 pub mod commands;
 pub mod console;

@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hoist_protocol::{
-    AgentName, Changes, ClosureDigest, DeploymentId, FleetName, Goal, Reason, RebootReason,
+    AgentName, Changes, ClosureDigest, Deployment, DeploymentId, FleetName, Goal, Reason, RebootReason,
     StorePath, Target, Text,
 };
 use serde::Serialize;
@@ -103,7 +103,9 @@ pub struct MachineReport {
     pub reason: Option<Reason>,
     /// Why, for people.
     pub message: Text<1024>,
-    /// The deployment; none when none was made.
+    /// Whether nothing was published for it, since it has carried out the same deployment already.
+    pub skipped: bool,
+    /// The deployment, of one that was skipped that which it has; none when none was made.
     pub id: Option<DeploymentId>,
     /// Its epoch.
     pub epoch: Option<u32>,
@@ -154,6 +156,7 @@ impl MachineReport {
             outcome: end.outcome,
             reason: end.reason,
             message: end.message,
+            skipped: false,
             id: Some(signed.order.id),
             epoch: Some(signed.order.epoch),
             sequence: Some(signed.order.sequence),
@@ -185,6 +188,7 @@ impl MachineReport {
             outcome: Outcome::NotPublished,
             reason: None,
             message: Text::lossy(message),
+            skipped: false,
             id: None,
             epoch: None,
             sequence: None,
@@ -205,6 +209,23 @@ impl MachineReport {
             warnings: Vec::new(),
             log_lines: None,
             log_tail: Vec::new(),
+        }
+    }
+
+    /// For a machine that has the closure by `deployment` already, so that nothing was published.
+    #[must_use]
+    pub fn skipped(deployment: &Deployment, closure: Closure) -> Self {
+        let order = deployment.order();
+        let current_path = closure.path.clone();
+        Self {
+            outcome: Outcome::Unchanged,
+            skipped: true,
+            id: Some(order.id),
+            epoch: Some(order.epoch),
+            sequence: Some(order.sequence),
+            expires: Some(deployment.expires().to_string()),
+            current_path,
+            ..Self::unsigned(deployment.machine().agent.clone(), "", closure)
         }
     }
 

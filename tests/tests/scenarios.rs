@@ -6,6 +6,7 @@
 mod scenarios {
     mod access;
     mod activation;
+    mod ci;
     mod connection;
     mod crashes;
     mod delivery;

@@ -79,6 +79,11 @@ pub struct DeployArgs {
     /// certificate is enough
     #[arg(long, conflicts_with_all = ["wait", "is_async"])]
     pub dry_run: bool,
+    /// Publish a new deployment also for machines that have carried out the same one already: same closure, checks
+    /// and options, signed with the same keys, and by their last report, which they renew every five minutes, nothing
+    /// has changed on them since
+    #[arg(long)]
+    pub no_skip: bool,
     /// Machines one after the other
     #[command(flatten)]
     pub rollout: RolloutArgs,
@@ -140,6 +145,7 @@ pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> 
         Told::Warning(warning) => sending.warnings.push(warning),
     }
     sending.rollout = rollout;
+    sending.skips = !args.no_skip;
     sending.way_back = options(&args.activation, &CheckArgs::default()).of_a_way_back();
     sending.run(Task::Targets(targets, selection)).await
 }

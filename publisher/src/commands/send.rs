@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::rolling::{Divided, WayBack};
 use super::{CommandError, rollback, unknown_machine};
+use crate::already::Already;
 use crate::console::{Console, print};
 use crate::drive::{Driver, Interrupts, Stop};
 use crate::follow::{Published, Run, Wait};
@@ -52,6 +53,8 @@ pub(super) struct Sending<'a> {
     provenance: Provenance,
     /// How the machines come one after the other; all at once without it.
     pub(super) rollout: Option<Rollout>,
+    /// Whether machines that have the same deployment already are left out.
+    pub(super) skips: bool,
     /// How machines go back when a rollout fails.
     pub(super) way_back: Options,
     /// What is said before anything else.
@@ -65,6 +68,7 @@ struct Made {
     divided: Option<Divided>,
     signed: Vec<Signed>,
     unsigned: Vec<MachineReport>,
+    skipped: Vec<MachineReport>,
     closures: BTreeMap<AgentName, Closure>,
     warnings: Warnings,
 }
@@ -85,6 +89,7 @@ impl<'a> Sending<'a> {
             keys,
             provenance: super::provenance::gather(deployment, &process_environment)?,
             rollout: None,
+            skips: false,
             way_back: Options::default(),
             notes: Vec::new(),
             warnings: Vec::new(),
@@ -126,8 +131,11 @@ impl<'a> Sending<'a> {
             made,
             snapshot,
         } = prepared;
-        if made.signed.is_empty() && made.unsigned.is_empty() {
+        if made.signed.is_empty() && made.unsigned.is_empty() && made.skipped.is_empty() {
             console.note("no machine is meant by that: nothing was published");
+        }
+        if !made.skipped.is_empty() {
+            console.note(&skipped(&made));
         }
         if let Some(divided) = &made.divided {
             console.note(&divided.said());
@@ -208,6 +216,7 @@ impl<'a> Sending<'a> {
             stop = back;
         }
         machines.extend(made.unsigned);
+        machines.extend(made.skipped);
         let fleet = self.caller.fleet.clone();
         let mut report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
         report.rollout = rollout;
@@ -312,12 +321,15 @@ impl<'a> Sending<'a> {
         })
     }
 
-    fn make(&self, targets: BTreeMap<AgentName, Target>, snapshot: &Snapshot) -> Made {
+    fn make(&self, mut targets: BTreeMap<AgentName, Target>, snapshot: &Snapshot) -> Made {
         let orders = self.orders();
+        let skipped = self.skip(&mut targets, snapshot);
         let mut made = Made {
-            divided: (self.rollout).map(|rollout| Divided::new(rollout, &targets, snapshot)),
+            divided: (self.rollout.filter(|_| !targets.is_empty()))
+                .map(|rollout| Divided::new(rollout, &targets, snapshot)),
             signed: Vec::new(),
             unsigned: Vec::new(),
+            skipped,
             closures: BTreeMap::new(),
             warnings: Warnings::default(),
         };
@@ -352,6 +364,36 @@ impl<'a> Sending<'a> {
             }
         }
         made
+    }
+
+    /// Takes out of `targets` what machines have already.
+    fn skip(
+        &self,
+        targets: &mut BTreeMap<AgentName, Target>,
+        snapshot: &Snapshot,
+    ) -> Vec<MachineReport> {
+        // A higher epoch is something new for every machine.
+        if !self.skips || self.deployment.raise_epoch {
+            return Vec::new();
+        }
+        let already = match Already::new(&self.keys.signing, now(), self.deployment.expires) {
+            Ok(already) => already,
+            Err(error) => {
+                tracing::debug!(%error, "no machine is left out");
+                return Vec::new();
+            }
+        };
+        let mut skipped = Vec::new();
+        targets.retain(|agent, target| {
+            let machine = Machine::new(self.caller.fleet.clone(), agent.clone());
+            let seen = snapshot.machine(agent);
+            let Some(by) = seen.and_then(|seen| already.by(&machine, seen, target)) else {
+                return true;
+            };
+            skipped.push(MachineReport::skipped(&by, Closure::of(target)));
+            false
+        });
+        skipped
     }
 
     /// What may keep the machine from carrying it out, by its own word.
@@ -445,6 +487,18 @@ impl<'a> Sending<'a> {
         ));
         Ok(exit)
     }
+}
+
+/// That machines are left out, and what to do about it.
+fn skipped(made: &Made) -> String {
+    let (skipped, all) = (made.skipped.len(), made.skipped.len() + made.signed.len());
+    let have = match (skipped, made.signed.is_empty()) {
+        (1, true) => "the machine has it already: nothing was published".to_owned(),
+        (_, true) => format!("all {skipped} machines have it already: nothing was published"),
+        (1, false) => format!("1 of {all} machines has it already and is left out"),
+        (_, false) => format!("{skipped} of {all} machines have it already and are left out"),
+    };
+    format!("{have} (--no-skip deploys again)")
 }
 
 /// What [`Sending::prepare`] leaves.
