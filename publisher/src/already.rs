@@ -165,12 +165,7 @@ mod tests {
         assert!(!leaves_out(&seen));
         assert!(!leaves_out(&done(target(), &[key("other")])));
         let both = [key("ci"), key("boss")];
-        assert!(!has(
-            &done(target(), &[key("ci")]),
-            &target(),
-            &both,
-            MONTH
-        ));
+        assert!(!has(&done(target(), &[key("ci")]), &target(), &both, MONTH));
         assert!(has(&done(target(), &both), &target(), &both, MONTH));
     }
 

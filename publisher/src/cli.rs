@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use hoist_certs::program::{LogArgs, report};
 
 use crate::commands::deploy::{DEPLOY_EXAMPLES, DeployArgs};
+use crate::commands::flake::{BUILD_EXAMPLES, BuildArgs, PUSH_EXAMPLES, PushArgs};
 use crate::commands::logs::LogsArgs;
 use crate::commands::rollback::RollbackArgs;
 use crate::commands::status::StatusArgs;
@@ -19,6 +20,7 @@ const EXAMPLES: &str = "\
 Examples:
   hoist deploy spec.json                    deploy, and wait for the machines that are online
   hoist deploy spec.json --agent web-1      only this one
+  hoist deploy --flake .                    the same from a flake: build, copy to the cache, deploy
   nix eval --json .#deploy | hoist deploy - the spec from standard input
   hoist deploy spec.json --async            publish, read back, and be done
   hoist status                              the whole fleet
@@ -46,7 +48,13 @@ struct Cli {
 enum Command {
     /// Deploy what a spec says, and follow the machines
     #[command(after_help = format!("{DEPLOY_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
-    Deploy(DeployArgs),
+    Deploy(Box<DeployArgs>),
+    /// Build what the machines of a flake shall run, and write the spec
+    #[command(after_help = BUILD_EXAMPLES)]
+    Build(BuildArgs),
+    /// Copy the closures of a spec to a binary cache
+    #[command(after_help = PUSH_EXAMPLES)]
+    Push(PushArgs),
     /// Show where machines stand; of those that are named, all that they say
     #[command(after_help = SELECTION_HELP)]
     Status(StatusArgs),
@@ -54,7 +62,7 @@ enum Command {
     Logs(LogsArgs),
     /// Send a machine back to what it ran before, by the id of a deployment
     #[command(after_help = EXIT_CODES)]
-    Rollback(RollbackArgs),
+    Rollback(Box<RollbackArgs>),
 }
 
 /// The program: reads the command line, runs the command, and says what went wrong.
@@ -64,6 +72,8 @@ pub fn main() -> ExitCode {
     cli.log.init(0);
     let (name, json) = match &cli.command {
         Command::Deploy(args) => ("deploy", args.follow.json),
+        Command::Build(_) => ("build", false),
+        Command::Push(_) => ("push", false),
         Command::Status(args) => ("status", args.json),
         Command::Logs(args) => ("logs", args.json),
         Command::Rollback(args) => ("rollback", args.follow.json),
@@ -84,6 +94,8 @@ fn run(cli: Cli) -> Result<Exit, CommandError> {
     runtime.block_on(async {
         match cli.command {
             Command::Deploy(args) => commands::deploy::run(&args, cli.settings).await,
+            Command::Build(args) => commands::flake::build(&args).await,
+            Command::Push(args) => commands::flake::run_push(&args, cli.settings).await,
             Command::Status(args) => commands::status::run(&args, cli.settings).await,
             Command::Logs(args) => commands::logs::run(&args, cli.settings).await,
             Command::Rollback(args) => commands::rollback::run(&args, cli.settings).await,

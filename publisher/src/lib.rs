@@ -11,6 +11,7 @@ pub mod digests;
 pub mod drive;
 pub mod duration;
 mod flags;
+pub mod flake;
 pub mod follow;
 pub mod lines_shown;
 pub mod link;

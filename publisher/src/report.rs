@@ -20,8 +20,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hoist_protocol::{
-    AgentName, Changes, ClosureDigest, Deployment, DeploymentId, FleetName, Goal, Reason, RebootReason,
-    StorePath, Target, Text,
+    AgentName, Changes, ClosureDigest, Deployment, DeploymentId, FleetName, Goal, Reason,
+    RebootReason, StorePath, Target, Text,
 };
 use serde::Serialize;
 

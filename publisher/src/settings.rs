@@ -14,6 +14,8 @@ use hoist_protocol::{
 };
 use serde::Deserialize;
 
+use crate::flake::CacheUrl;
+
 /// The settings as flags, unparsed: where a bad value came from is said by [`Origin`].
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Settings")]
@@ -69,6 +71,7 @@ struct File {
     substituters: Vec<String>,
     #[serde(default)]
     substituter_keys: Vec<String>,
+    cache: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -271,6 +274,13 @@ const SUBSTITUTER_KEYS: Names = Names {
     key: "substituter_keys",
 };
 
+const CACHE: Names = Names {
+    what: "cache to copy to",
+    flag: "--cache",
+    variable: "HOIST_CACHE",
+    key: "cache",
+};
+
 /// Environment variables, by name; a test gives its own.
 pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
@@ -437,6 +447,24 @@ impl<'a> Settings<'a> {
             urls.iter().map(Given::parse).collect::<Result<_, _>>()?,
             keys.iter().map(Given::parse).collect::<Result<_, _>>()?,
         ))
+    }
+
+    /// Where closures are copied to, if anywhere.
+    ///
+    /// # Errors
+    /// [`SettingsError::Invalid`]
+    pub fn cache(&self, flag: Option<&String>) -> Result<Option<CacheUrl>, SettingsError> {
+        self.one(&CACHE, flag, self.file.cache.as_ref())
+            .map(|given| given.parse())
+            .transpose()
+    }
+
+    /// The same where there is nothing to do without.
+    ///
+    /// # Errors
+    /// [`SettingsError::Missing`] and [`SettingsError::Invalid`]
+    pub fn needed_cache(&self, flag: Option<&String>) -> Result<CacheUrl, SettingsError> {
+        self.cache(flag)?.ok_or_else(|| self.missing(&CACHE))
     }
 
     fn one(&self, names: &Names, flag: Option<&String>, file: Option<&String>) -> Option<Given> {

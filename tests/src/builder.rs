@@ -131,10 +131,7 @@ impl Builder {
     /// # Errors
     /// When Nix fails.
     pub fn push_all(&self, paths: &[StorePath], cache: &Cache) -> Result<()> {
-        let to = format!(
-            "file://{}?compression=none&secret-key={}",
-            cache.folder, cache.secret
-        );
+        let to = cache.push_url();
         let paths = paths.iter().map(StorePath::as_str);
         let args: Vec<&str> = ["copy", "--to", &to].into_iter().chain(paths).collect();
         self.run("nix", &args)?
@@ -213,6 +210,15 @@ impl Cache {
     #[must_use]
     pub fn key(&self) -> &str {
         &self.public
+    }
+
+    /// Where closures are copied to, so that it signs them.
+    #[must_use]
+    pub fn push_url(&self) -> String {
+        format!(
+            "file://{}?compression=none&secret-key={}",
+            self.folder, self.secret
+        )
     }
 
     /// The file with the secret half.

@@ -248,13 +248,19 @@ impl World {
     /// # Errors
     /// When it cannot be started or does not end.
     pub fn hoist_in_ci(&self, args: &[&str]) -> Result<Finished> {
+        process::run("hoist-in-ci", self.ci_command(args), self.site.logs())
+    }
+
+    /// `hoist` as [`World::hoist_in_ci`] runs it.
+    #[must_use]
+    pub fn ci_command(&self, args: &[&str]) -> Command {
         let mut command = self
             .builder
             .command(self.site.programs().publisher.as_str());
         command
             .env("HOIST_CONFIG", self.publisher_config())
             .args(args);
-        process::run("hoist-in-ci", command, self.site.logs())
+        command
     }
 
     /// Starts `hoist`, its output under `name`.

@@ -13,6 +13,7 @@ mod scenarios {
     mod engines;
     mod faults;
     mod fetching;
+    mod flakes;
     mod foreign_broker;
     mod local;
     mod machines;

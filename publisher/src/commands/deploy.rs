@@ -8,14 +8,17 @@ use clap::Args;
 use hoist_certs::Role;
 use hoist_protocol::{AgentName, ClosureDigest, Goal, StorePath, Target};
 
+use super::flake::{CacheArgs, NixArgs, Wanted, interrupted, roles};
 use super::send::{Sending, Task};
 use super::{CommandError, dry_run};
+use crate::console::Console;
 use crate::digests::{self, DigestError};
 use crate::duration;
 use crate::flags::{
     ActivationArgs, CheckArgs, DeploymentArgs, FollowArgs, RolloutArgs, SelectionArgs, WaitFor,
     options,
 };
+use crate::flake::FlakeRef;
 use crate::outcome::Exit;
 use crate::select::{Selection, Selector};
 use crate::settings::{Flags, Settings, SigningFlags, process_environment};
@@ -64,7 +67,23 @@ pub struct DeployArgs {
     /// The spec, as Cachix Deploy reads it: {"agents": {"web-1": "/nix/store/…"}, "rollbackScript":
     /// {"x86_64-linux": "/nix/store/…"}}; `-` is standard input. In place of a path there may be an object
     /// with a path and what the flags below say, for this machine: {"path": "/nix/store/…", "action": "boot"}
-    pub spec: Utf8PathBuf,
+    #[arg(required_unless_present = "flake")]
+    pub spec: Option<Utf8PathBuf>,
+    /// Deploy the machines of this flake in place of a spec: they are built, and copied to --cache when there is one.
+    /// `hoist build --help` says what a flake deploys; with --dry-run nothing is built
+    #[arg(
+        long,
+        value_name = "FLAKE[#OUTPUT]",
+        conflicts_with = "spec",
+        help_heading = "Nix"
+    )]
+    pub flake: Option<FlakeRef>,
+    /// Where the closures of --flake go
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// What is passed on to Nix
+    #[command(flatten)]
+    pub nix: NixArgs,
     /// Deploy only these machines of the spec, more than once for several: names, or a selection such as
     /// 'web-*', '@web&!@canary', 'kind:nixos,db-1' (below)
     #[arg(long = "agent", value_name = "SELECTION")]
@@ -126,11 +145,20 @@ pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> 
         conditions: args.selection.conditions.clone(),
         heard_within: args.stale,
     };
-    let spec = Spec::read(&args.spec)?.only(&selection)?;
     let rollout = args.rollout.rollout();
     if rollout.is_some() && (args.follow.is_async || args.follow.wait == WaitFor::None) {
         return Err(CommandError::RolloutWithoutWaiting);
     }
+    let spec = match (&args.spec, &args.flake) {
+        (_, Some(flake)) => match of_flake(flake, args, &settings, &selection).await {
+            Ok(Some(spec)) => spec,
+            Ok(None) => return Ok(Exit::Ok),
+            Err(error) => return interrupted(error, &Console::new(args.follow.quiet)),
+        },
+        (Some(path), None) => Spec::read(path)?.only(&selection)?,
+        // The command line has one of them.
+        (None, None) => Spec::read("-".into())?.only(&selection)?,
+    };
     if args.dry_run {
         return dry_run::run(args, &settings, &spec, &selection).await;
     }
@@ -148,6 +176,29 @@ pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> 
     sending.skips = !args.no_skip;
     sending.way_back = options(&args.activation, &CheckArgs::default()).of_a_way_back();
     sending.run(Task::Targets(targets, selection)).await
+}
+
+/// Builds and pushes what the machines of `flake` shall run; none when no machine is meant. What is wrong with the
+/// settings shows before the work.
+async fn of_flake(
+    flake: &FlakeRef,
+    args: &DeployArgs,
+    settings: &Settings<'_>,
+    selection: &Selection,
+) -> Result<Option<Spec>, CommandError> {
+    let caller = settings.caller("deploy", roles(args.dry_run))?;
+    if !args.dry_run {
+        settings.keys(&args.signing)?;
+    }
+    let wanted = Wanted {
+        flake,
+        selection,
+        nix: &args.nix,
+        only_evaluate: args.dry_run,
+        cache: settings.cache(args.cache.cache.as_ref())?,
+        quiet: args.follow.quiet,
+    };
+    wanted.spec(&caller).await
 }
 
 fn targets(

@@ -3,6 +3,7 @@
 use hoist_protocol::{AgentName, FleetName, StorePath};
 
 use crate::digests::DigestError;
+use crate::flake::FlakeError;
 use crate::link::LinkError;
 use crate::options::OptionsError;
 use crate::outcome::Exit;
@@ -76,6 +77,23 @@ pub enum CommandError {
          goes with --canary and --batch"
     )]
     RolloutWithoutWaiting,
+    /// There is no spec of the flake, or its closures are not where they shall be.
+    #[error(transparent)]
+    Flake(FlakeError),
+    /// A command that knows no broker is to choose by what machines say.
+    #[error(
+        "`{selector}` takes what machines say of themselves, and `hoist {command}` asks nobody; give names, or patterns \
+         such as 'web-*'"
+    )]
+    AsksMachines {
+        /// The command.
+        command: &'static str,
+        /// What was given.
+        selector: String,
+    },
+    /// A file cannot be written.
+    #[error("cannot write `{0}`")]
+    Write(camino::Utf8PathBuf, #[source] std::io::Error),
     /// There is nothing to go back to.
     #[error(
         "`{0}` has reported no deployment that it runs, so there is nothing to go back to; name one with --to"
@@ -101,8 +119,14 @@ impl CommandError {
             | Self::Plan(_)
             | Self::Provenance(..)
             | Self::RolloutWithoutWaiting
+            | Self::AsksMachines { .. }
+            | Self::Flake(
+                FlakeError::Name { .. } | FlakeError::NotInSpec(_) | FlakeError::Spec(_),
+            )
             | Self::To(_) => Exit::Usage,
             Self::Digests(_)
+            | Self::Flake(_)
+            | Self::Write(..)
             | Self::NoDigest { .. }
             | Self::Link(_)
             | Self::Snapshot(_)

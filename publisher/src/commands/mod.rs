@@ -3,6 +3,7 @@
 pub mod deploy;
 mod dry_run;
 mod error;
+pub mod flake;
 pub mod logs;
 mod provenance;
 pub mod rollback;

@@ -190,6 +190,14 @@ impl Selection {
             })
     }
 
+    /// Whether it takes what machines say of themselves.
+    #[must_use]
+    pub fn asks_machines(&self) -> bool {
+        !self.conditions.is_empty()
+            || self.heard_within.is_some()
+            || self.selectors.iter().any(Selector::asks_machines)
+    }
+
     /// The machines, when they are all given by their names and nothing else is asked.
     #[must_use]
     pub fn only_names(&self) -> Option<Vec<AgentName>> {

@@ -240,10 +240,18 @@ impl Spec {
             Ok(bytes) => bytes,
             Err(source) => return Err(SpecError::Read { origin, source }),
         };
+        Self::parse(origin, &bytes)
+    }
+
+    /// Reads the spec `bytes`; errors say that it is the one `origin`.
+    ///
+    /// # Errors
+    /// [`SpecError`] names the machine and the field.
+    pub fn parse(origin: String, bytes: &[u8]) -> Result<Self, SpecError> {
         if bytes.len() as u64 > MAX_LEN {
             return Err(SpecError::TooLong(origin));
         }
-        let json = match serde_json::from_slice::<Json>(&bytes) {
+        let json = match serde_json::from_slice::<Json>(bytes) {
             Ok(json) => json,
             Err(source) => return Err(SpecError::Json { origin, source }),
         };
@@ -270,30 +278,7 @@ impl Spec {
     /// # Errors
     /// [`NotInSpec`] when a name, or what names are like, is not in the spec: most likely it is mistyped.
     pub fn only(mut self, selection: &Selection) -> Result<Self, NotInSpec> {
-        let mut names = selection.selectors.iter().flat_map(Selector::names);
-        if let Some(name) = names.find(|name| !self.agents.contains_key(*name)) {
-            let known = self.agents.keys().map(AgentName::as_str);
-            return Err(NotInSpec::Agent {
-                nearest: nearest(name.as_str(), known).map(str::to_owned),
-                name: name.clone(),
-            });
-        }
-        for selector in &selection.selectors {
-            if !selector.asks_machines()
-                && !self
-                    .agents
-                    .keys()
-                    .any(|agent| selector.chooses(agent, None))
-            {
-                return Err(NotInSpec::Nobody(selector.to_string()));
-            }
-        }
-        if !selection.selectors.iter().any(Selector::asks_machines) {
-            self.agents.retain(|name, _| {
-                let mut selectors = selection.selectors.iter();
-                selection.selectors.is_empty() || selectors.any(|one| one.chooses(name, None))
-            });
-        }
+        narrow(&mut self.agents, selection)?;
         Ok(self)
     }
 
@@ -317,6 +302,36 @@ impl Spec {
             health_check,
         })
     }
+}
+
+/// Leaves only the machines that `selection` may mean: what machines say of themselves is not known yet.
+///
+/// # Errors
+/// [`NotInSpec`] when a name, or what names are like, is not among them: most likely it is mistyped.
+pub fn narrow<T>(
+    agents: &mut BTreeMap<AgentName, T>,
+    selection: &Selection,
+) -> Result<(), NotInSpec> {
+    let mut names = selection.selectors.iter().flat_map(Selector::names);
+    if let Some(name) = names.find(|name| !agents.contains_key(*name)) {
+        let known = agents.keys().map(AgentName::as_str);
+        return Err(NotInSpec::Agent {
+            nearest: nearest(name.as_str(), known).map(str::to_owned),
+            name: name.clone(),
+        });
+    }
+    for selector in &selection.selectors {
+        if !selector.asks_machines() && !agents.keys().any(|agent| selector.chooses(agent, None)) {
+            return Err(NotInSpec::Nobody(selector.to_string()));
+        }
+    }
+    if !selection.selectors.iter().any(Selector::asks_machines) {
+        agents.retain(|name, _| {
+            let mut selectors = selection.selectors.iter();
+            selection.selectors.is_empty() || selectors.any(|one| one.chooses(name, None))
+        });
+    }
+    Ok(())
 }
 
 /// Machines that were chosen but are not in the spec.
