@@ -10,15 +10,32 @@ let
   cfg = config.services.hoist-broker;
   unit = "hoist-broker";
   common = import ./common.nix { inherit self lib pkgs; };
-  credentials = "/run/credentials/${unit}.service";
+
+  # The broker runs as a user of its own and reads its files again when they change. What systemd hands over with
+  # LoadCredential stays as it was at the start, so root copies certificate and key, at the start and at each reload,
+  # into a folder where nobody but root can put anything.
+  files = "/run/${unit}-files";
+  takeFiles = pkgs.writeShellScript "${unit}-files" ''
+    set -eu
+    umask 077
+    take() {
+      new=$(${pkgs.coreutils}/bin/mktemp ${files}/new.XXXXXX)
+      ${pkgs.coreutils}/bin/cp -- "$1" "$new"
+      ${pkgs.coreutils}/bin/chown --reference="$STATE_DIRECTORY" "$new"
+      ${pkgs.coreutils}/bin/mv -f "$new" "${files}/$2"
+    }
+    ${pkgs.coreutils}/bin/install -d -m 0755 ${files}
+    take ${lib.escapeShellArg (toString cfg.certificateFile)} certificate
+    take ${lib.escapeShellArg (toString cfg.keyFile)} key
+  '';
 
   configFile = common.toml.generate "hoist-broker.toml" (
     cfg.settings
     // {
       listen = "${cfg.address}:${toString cfg.port}";
       ca = cfg.caFile;
-      certificate = "${credentials}/certificate";
-      key = "${credentials}/key";
+      certificate = "${files}/certificate";
+      key = "${files}/key";
       state = "/var/lib/${unit}";
     }
     // lib.optionalAttrs (cfg.trustedKeys != [ ]) { trusted_keys = cfg.trustedKeys; }
@@ -32,7 +49,7 @@ in
       certificate = "broker-main";
       aboutCA = "Whoever it has not certified is not let in.";
       aboutCertificate = "The broker's certificate.";
-      aboutKey = "systemd hands it to the broker; nobody but root has to be able to read it.";
+      aboutKey = "The broker is given a copy; nobody but root has to be able to read it.";
     }
     // {
       enable = lib.mkEnableOption "the Hoist broker, which carries deployments to agents";
@@ -80,18 +97,20 @@ in
 
       serviceConfig = {
         Type = "notify";
+        ExecStartPre = "+${takeFiles}";
         ExecStart = "${lib.getExe' cfg.package "hoist-broker"} run --config ${configFile}";
         # It reads certificates, revocation lists and its audit log's file again.
-        ExecReload = "${pkgs.coreutils}/bin/kill -HUP $MAINPID";
+        ExecReload = [
+          "+${takeFiles}"
+          "${pkgs.coreutils}/bin/kill -HUP $MAINPID"
+        ];
+        # The number of its user may be another service's next.
+        ExecStopPost = "+${pkgs.coreutils}/bin/rm -rf ${files}";
         Restart = "always";
         RestartSec = "1s";
         LimitNOFILE = 524288;
         StateDirectory = unit;
         StateDirectoryMode = "0700";
-        LoadCredential = [
-          "certificate:${toString cfg.certificateFile}"
-          "key:${toString cfg.keyFile}"
-        ];
 
         # It talks to the whole internet and needs nothing of the machine but its port and its state.
         DynamicUser = true;
@@ -125,6 +144,23 @@ in
           "@system-service"
           "~@privileged"
         ];
+      };
+    };
+
+    # A renewed certificate is taken without ending a connection.
+    systemd.paths."${unit}-renewed" = {
+      description = "A renewed certificate of the Hoist broker";
+      wantedBy = [ "multi-user.target" ];
+      pathConfig.PathChanged = [
+        (toString cfg.certificateFile)
+        (toString cfg.keyFile)
+      ];
+    };
+    systemd.services."${unit}-renewed" = {
+      description = "Give the Hoist broker its renewed certificate";
+      serviceConfig = {
+        Type = "oneshot";
+        ExecStart = "${config.systemd.package}/bin/systemctl --no-block try-reload-or-restart ${unit}.service";
       };
     };
   };

@@ -152,7 +152,20 @@ let
       && !(holds (broker (secrets // { enable = true; keyFile = "/nix/store/x"; })).assertions);
     anAgentWithoutABrokerIsRefused = fails (agent (builtins.removeAttrs enabledAgent [ "broker" ]));
 
-    theBrokerReadsItsFilesAgainOnReload = brokerUnit.serviceConfig.ExecReload == "/coreutils/bin/kill -HUP $MAINPID";
+    theBrokerReadsItsFilesAgainOnReload = 
+      builtins.length brokerUnit.serviceConfig.ExecReload == 2
+      && builtins.elemAt brokerUnit.serviceConfig.ExecReload 1 == "/coreutils/bin/kill -HUP $MAINPID"
+      && builtins.head brokerUnit.serviceConfig.ExecReload == brokerUnit.serviceConfig.ExecStartPre;
+    aRenewedCertificateReachesTheBrokerWithoutARestart =
+      let
+        enabled = broker (secrets // { enable = true; });
+      in
+      enabled.systemd.paths.hoist-broker-renewed.pathConfig.PathChanged == [
+        "/var/lib/secrets/cert.pem"
+        "/var/lib/secrets/cert.key"
+      ]
+      && enabled.systemd.services.hoist-broker-renewed.serviceConfig.ExecStart
+      == "/systemd/bin/systemctl --no-block try-reload-or-restart hoist-broker.service";
     theBrokerIsNotRoot = brokerUnit.serviceConfig.DynamicUser && brokerUnit.serviceConfig.NoNewPrivileges;
     theFirewallStaysShutUnlessAsked =
       (broker (secrets // { enable = true; })).networking.firewall.allowedTCPPorts == { }

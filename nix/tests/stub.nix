@@ -13,6 +13,7 @@ rec {
     literalExpression = text: text;
     hasPrefix = prefix: text: builtins.substring 0 (builtins.stringLength prefix) text == prefix;
     getExe' = package: name: "${package}/bin/${name}";
+    escapeShellArg = text: "'${text}'";
     optionals = condition: list: if condition then list else [ ];
     makeBinPath = packages: builtins.concatStringsSep ":" (map (package: "${package}/bin") packages);
     filterAttrs =
@@ -62,6 +63,11 @@ rec {
     nix = "/pkgs-nix";
     coreutils = "/coreutils";
     util-linux = "/util-linux";
+    # Its text as well, so that tests can run it.
+    writeShellScript = name: text: {
+      inherit text;
+      outPath = "/nix/store/00000000000000000000000000000000-${name}";
+    };
     rustPlatform.buildRustPackage = package: package;
     formats.toml = _: {
       type = "toml";
