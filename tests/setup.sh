@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Sees to it that what the demo and the tests need is there: Nix, mosquitto and its clients, NATS, namespaces.
+# Sees to it that what the demo and the tests need is there: Nix, mosquitto and its clients, NATS, other MQTT
+# clients, namespaces.
 # On Debian and Ubuntu it installs what is missing, where it may; elsewhere it says exactly what is missing.
 # Quick, and changes nothing, when all is there.
 #
@@ -19,6 +20,13 @@ need() {
     packages+=("$2")
 }
 
+# need_file FILE DEBIAN-PACKAGE
+need_file() {
+    [[ -e $1 ]] && return
+    missing+=("$1")
+    packages+=("$2")
+}
+
 # Whether this is Debian, from whose mirror Debian can be had.
 debian() {
     [[ -r /etc/os-release ]] && (. /etc/os-release && [[ $ID == debian ]])
@@ -29,6 +37,11 @@ need mosquitto mosquitto
 need mosquitto_pub mosquitto-clients
 need mosquitto_sub mosquitto-clients
 need nats-server nats-server
+# Clients that others have written, and the reference parser of OpenMetrics.
+need_file /usr/lib/python3/dist-packages/paho/mqtt/client.py python3-paho-mqtt
+need_file /usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py python3-prometheus-client
+need node nodejs
+need_file /usr/share/nodejs/mqtt/package.json node-mqtt
 # The clock of a test machine is set by it.
 need faketime faketime
 need unshare util-linux

@@ -17,6 +17,7 @@ use crate::connection::Shared;
 use crate::guard::{Agents, Channels, Pattern, Peer};
 use crate::hub::{Client, Number};
 use crate::inbox::{Control, Event, Inbox};
+use crate::observe::Held;
 use crate::router::Watch;
 use crate::session::{Ended, Kept, Will};
 use crate::settings::Absence;
@@ -41,6 +42,7 @@ pub(crate) struct Detached {
     control: Arc<Control>,
     shared: Arc<Shared>,
     ends: Instant,
+    _counted: Held,
     alarm: Pin<Box<Sleep>>,
 }
 
@@ -63,7 +65,10 @@ impl Detached {
         let delay = left.will.as_ref().map(|will| will.delay);
         // The end of the session is the latest time for its will (MQTT 5, section 3.1.3.2.2).
         let will_due = delay.map_or(ends, |delay| ends.min(now + delay));
+        let away = &shared.observer.metrics().away;
+        let counted = Held::new(away.of(left.kept.peer().role));
         Self {
+            _counted: counted,
             left,
             number,
             client,
@@ -202,6 +207,14 @@ impl Places {
             peer: Arc::clone(peer),
             places: Arc::clone(places),
         })
+    }
+}
+
+impl Places {
+    /// How many are taken, and how many there are.
+    pub(crate) fn taken(&self) -> (usize, usize) {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        (taken.values().sum(), self.all)
     }
 }
 

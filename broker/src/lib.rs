@@ -30,6 +30,7 @@ mod server;
 mod session;
 mod settings;
 mod store;
+mod thread;
 mod websocket;
 
 pub use deploys::DeployRefusal;

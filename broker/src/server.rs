@@ -21,11 +21,12 @@ use crate::edge::{Edge, Members, Reload, listen, look};
 use crate::hub::Hub;
 use crate::maintenance::Control;
 use crate::message::Message;
-use crate::observe::{self, AuditError, Observer};
+use crate::observe::{self, AuditError, Count, Figures, FleetFigures, Observer};
 use crate::router::{Router, RouterError};
 use crate::session::Ended;
-use crate::settings::Settings;
+use crate::settings::{Quota, Settings};
 use crate::store::{Running, STORE_FOLDER, Store, StoreError};
+use crate::thread::Thread;
 use crate::websocket::Origins;
 
 /// Why the broker cannot start, or cannot go on.
@@ -57,9 +58,9 @@ pub enum ServerError {
     /// The threads of handshakes and certificates cannot be started.
     #[error("cannot start the threads of the edge")]
     Thread(#[source] io::Error),
-    /// A thread of the broker has panicked.
-    #[error("a thread of the broker has panicked")]
-    Panicked,
+    /// A thread that the broker cannot do without has panicked.
+    #[error("the broker's thread `{0}` has panicked")]
+    Panicked(&'static str),
 }
 
 /// A broker that listens; [`Server::run`] makes it answer.
@@ -75,7 +76,9 @@ pub struct Server {
     store: Running,
     router_down: mpsc::UnboundedReceiver<RouterError>,
     observer: Observer,
-    metrics: Option<TcpListener>,
+    /// Those that end the broker when they panic, besides the store's and the router's.
+    threads: Vec<Thread>,
+    metrics: Option<(TcpListener, Count)>,
     control: Option<(Control, Store)>,
 }
 
@@ -104,7 +107,7 @@ impl Server {
         let (down, router_down) = mpsc::unbounded_channel();
         let (router, mut bus, relay) = tokio::task::spawn_blocking(move || Router::start(down))
             .await
-            .map_err(|_| ServerError::Panicked)??;
+            .map_err(|_| ServerError::Panicked("router"))??;
         let hub = Arc::new(Hub::new(settings.limits.takeover_rate));
         let tell = {
             let hub = Arc::clone(&hub);
@@ -113,25 +116,22 @@ impl Server {
                 bus.publish(message)
             }
         };
-        let observer = Observer::start(settings.audit)?;
+        let (observer, audit) = Observer::start(settings.audit)?;
+        for (fleet, _) in fleets.all() {
+            fleet.into_iter().for_each(|fleet| observer.serve(fleet));
+        }
         let (state, for_store) = (settings.state, Arc::clone(&deploys));
         let watched = observer.clone();
         let folder = state.join(STORE_FOLDER);
         let opened = move || Store::open(&folder, for_store, watched, tell);
         let (store, running) = tokio::task::spawn_blocking(opened)
             .await
-            .map_err(|_| ServerError::Panicked)??;
+            .map_err(|_| ServerError::Panicked("store"))??;
         let unheard = |source| ServerError::Listen {
             address: settings.listen,
             source,
         };
         let control = control(&state, &store);
-        let metrics = match settings.metrics {
-            Some(address) => {
-                Some(listen(address).map_err(|source| ServerError::Listen { address, source })?)
-            }
-            None => None,
-        };
         let listener = listen(settings.listen).map_err(unheard)?;
         let address = listener.local_addr().map_err(unheard)?;
         let web = match settings.websocket {
@@ -151,6 +151,17 @@ impl Server {
             web.map(|(_, listener, origins)| (listener, origins)),
         );
         info!(%address, identity = %tls.identity(), not_after = %tls.not_after(), "listening");
+        let places = Places::new(&settings.session.absence);
+        let limits = settings.limits;
+        let members = Members::new(fleets, limits, settings.session, &deploys);
+        let metrics = match settings.metrics {
+            Some(address) => {
+                let listener =
+                    listen(address).map_err(|source| ServerError::Listen { address, source })?;
+                Some((listener, count(&members, &store, &places)))
+            }
+            None => None,
+        };
         let shared = Arc::new(Shared {
             hub: Arc::clone(&hub),
             store,
@@ -159,13 +170,11 @@ impl Server {
             timeouts: settings.timeouts,
             observer: observer.clone(),
             quiet: Arc::default(),
-            places: Places::new(&settings.session.absence),
+            places,
         });
-        let limits = settings.limits;
-        let members = Members::new(fleets, limits, settings.session, &deploys);
         let (alive, last) = mpsc::channel(1);
         let tls = (settings.tls, seen, tls);
-        let (edge, reload) = Edge::new(listeners, limits, members, tls, shared, alive)
+        let (edge, reload, keeper) = Edge::new(listeners, limits, members, tls, shared, alive)
             .map_err(ServerError::Thread)?;
         Ok(Self {
             address,
@@ -178,6 +187,7 @@ impl Server {
             store: running,
             router_down,
             observer,
+            threads: audit.into_iter().chain([keeper]).collect(),
             metrics,
             control,
         })
@@ -204,7 +214,7 @@ impl Server {
     /// Where metrics and health are told, when they are.
     #[must_use]
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
-        self.metrics.as_ref()?.local_addr().ok()
+        self.metrics.as_ref()?.0.local_addr().ok()
     }
 
     /// Opens the audit log's file anew, for a log rotation.
@@ -217,7 +227,7 @@ impl Server {
     /// leave their wills, everything is durable, the store is closed.
     ///
     /// # Errors
-    /// [`ServerError`] when the store or the router fails: what was not durable was not acknowledged.
+    /// [`ServerError`] when the store, the router or a thread fails: what was not durable was not acknowledged.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServerError> {
         let Self {
             edge,
@@ -227,24 +237,27 @@ impl Server {
             mut store,
             mut router_down,
             observer,
+            threads,
             metrics,
             control,
             ..
         } = self;
         // Aborted when this returns.
         let (mut aside, mut maintained) = (JoinSet::new(), JoinSet::new());
-        if let Some(listener) = metrics {
-            aside.spawn(observe::serve(listener, observer.clone()));
+        if let Some((listener, count)) = metrics {
+            aside.spawn(observe::serve(listener, observer.clone(), count));
         }
         if let Some((control, store)) = control {
             maintained.spawn(control.serve(store));
         }
+        let mut panicked: JoinSet<_> = threads.into_iter().map(Thread::panicked).collect();
         observer.serving(true);
         let failed = tokio::select! {
             () = edge.run() => None,
             () = shutdown => None,
-            result = store.ended() => Some(result.err().map_or(ServerError::Panicked, Into::into)),
+            result = store.ended() => Some(result.err().map_or(ServerError::Panicked("store"), Into::into)),
             Some(error) = router_down.recv() => Some(error.into()),
+            Some(Ok(thread)) = panicked.join_next() => Some(ServerError::Panicked(thread)),
         };
         observer.serving(false);
         edge.stop();
@@ -267,6 +280,34 @@ impl Server {
         info!("stopped");
         Ok(())
     }
+}
+
+/// What is counted when somebody asks for the metrics. It holds nothing open.
+fn count(members: &Arc<Members>, store: &Store, places: &Arc<Places>) -> Count {
+    let (members, places, usages) = (Arc::clone(members), Arc::clone(places), store.usages());
+    Arc::new(move || {
+        let (connections, retained) = (members.connections(), usages());
+        let served = members.fleets();
+        let named = served.all().filter_map(|(name, _)| name);
+        let known = named.chain(connections.keys()).chain(retained.keys());
+        let figures = known.map(|fleet| {
+            let retained = retained.get(fleet).copied().unwrap_or_default();
+            let figures = FleetFigures {
+                connections: connections.get(fleet).copied().unwrap_or_default(),
+                retained_messages: retained.messages,
+                retained_bytes: retained.bytes,
+                quota: served.get(fleet).map_or(Quota::NONE, |fleet| fleet.quota),
+            };
+            (fleet.clone(), figures)
+        });
+        let fleets = figures.collect();
+        let (kept_sessions, kept_sessions_limit) = places.taken();
+        Figures {
+            fleets,
+            kept_sessions,
+            kept_sessions_limit,
+        }
+    })
 }
 
 /// Listens for who looks after the store. A broker does without where that cannot be.

@@ -142,6 +142,16 @@ impl Members {
         Ok((seat, policy, meter))
     }
 
+    /// How many connections each fleet has; none is left out that has any.
+    pub(crate) fn connections(&self) -> HashMap<FleetName, usize> {
+        self.lock().fleets.clone()
+    }
+
+    /// The fleets that are served.
+    pub(crate) const fn fleets(&self) -> &Arc<Fleets> {
+        &self.fleets
+    }
+
     /// Forgets who is not connected and has earned all that it has sent: nobody starts anew by connecting anew.
     pub(super) fn forget(&self, now: Instant) {
         let gone = |member: &Member| member.connections == 0 && member.meter.is_settled(now);

@@ -36,6 +36,7 @@ use crate::inbox::Control;
 use crate::observe::{self, Handshake, Reason};
 use crate::session::Policy;
 use crate::settings::Limits;
+use crate::thread::Thread;
 use crate::websocket::{self, Origins, UpgradeError, WebSocket};
 
 use certificates::{Listed, Roster};
@@ -83,11 +84,15 @@ enum Turned {
     Upgrade(#[from] UpgradeError),
     #[error("the broker stops")]
     Stopping,
+    /// After its handshake: it is known who.
+    #[error("{1}")]
+    Known(Arc<Peer>, Box<Turned>),
 }
 
 impl Turned {
-    const fn reason(&self) -> Reason {
+    fn reason(&self) -> Reason {
         match self {
+            Self::Known(_, turned) => turned.reason(),
             Self::Connections(_) | Self::Handshakes(_) | Self::Stopping => Reason::Connections,
             Self::Address(_) | Self::AddressHandshakes(_) => Reason::Address,
             Self::Rate => Reason::Rate,
@@ -99,6 +104,15 @@ impl Turned {
             Self::Full(Full::Identity { .. }) => Reason::Identity,
             Self::Full(Full::Fleet { .. }) => Reason::Quota,
             Self::Full(Full::Unknown(_)) => Reason::Certificate,
+        }
+    }
+
+    /// Who it is, or claims to be.
+    fn peer(&self) -> Option<Arc<Peer>> {
+        match self {
+            Self::Known(peer, _) => Some(Arc::clone(peer)),
+            Self::Refused(refused) => refused.identity.as_ref().map(|id| Arc::new(Peer::from(id))),
+            _ => None,
         }
     }
 }
@@ -169,7 +183,8 @@ struct Held {
 }
 
 impl Edge {
-    /// An edge that looks after the files of `sources`, which were read as `tls` after they looked like `seen`.
+    /// An edge that looks after the files of `sources`, which were read as `tls` after they looked like `seen`. The
+    /// thread does that: without it nobody is taken back.
     pub(crate) fn new(
         (listener, web): (TcpListener, Option<(TcpListener, Origins)>),
         limits: Limits,
@@ -177,7 +192,7 @@ impl Edge {
         (sources, seen, tls): (ServerSources, Vec<Look>, ServerTls),
         shared: Arc<Shared>,
         alive: mpsc::Sender<()>,
-    ) -> io::Result<(Self, Reload)> {
+    ) -> io::Result<(Self, Reload, Thread)> {
         let doors = Doors::new(tls);
         let roster = Roster::new(shared.observer.clone());
         let gate = Arc::new(Gate {
@@ -210,7 +225,7 @@ impl Edge {
                 }
             }),
         };
-        let reload = keeper.start()?;
+        let (reload, keeper) = keeper.start()?;
         let pool = Pool::start()?;
         let edge = Self {
             listener,
@@ -219,7 +234,7 @@ impl Edge {
             pool,
             alive,
         };
-        Ok((edge, reload))
+        Ok((edge, reload, keeper))
     }
 
     /// Accepts for ever.
@@ -334,12 +349,26 @@ impl Gate {
             .observe(begun.elapsed().as_secs_f64());
         metrics.handshakes.of(outcome(&shaken)).inc();
         let (stream, admitted) = shaken?;
+        let peer = Arc::new(Peer::from(admitted.identity()));
+        let seated = self.seat(stream, address, web, origin, (Arc::clone(&peer), admitted));
+        let seated = seated.await;
+        seated.map_err(|turned| Turned::Known(peer, Box::new(turned)))
+    }
 
+    /// Gives a known client its places.
+    async fn seat(
+        &self,
+        stream: TlsStream<Metered>,
+        address: SocketAddr,
+        web: Option<Arc<Origins>>,
+        origin: Counted<Origin>,
+        (peer, admitted): (Arc<Peer>, Admitted),
+    ) -> Result<(Arrived, Held), Turned> {
         let place = Arc::clone(&self.connections)
             .try_acquire_owned()
             .map_err(|_| Turned::Connections(self.limits.connections))?;
-        let peer = Arc::new(Peer::from(admitted.identity()));
         let (seat, policy, meter) = Members::seat(&self.members, &peer)?;
+        self.shared.observer.serve(&peer.fleet);
         let (guest, listed) = self.list(address, peer, policy, meter, admitted)?;
         let held = Held {
             _origin: origin,
@@ -430,26 +459,22 @@ impl Gate {
     }
 
     fn turn_away(&self, address: SocketAddr, turned: &Turned) {
-        if matches!(turned, Turned::Stopping) {
+        let stopping = |turned: &Turned| matches!(turned, Turned::Stopping);
+        if stopping(turned) || matches!(turned, Turned::Known(_, turned) if stopping(turned)) {
             return debug!(%address, "turned away: the broker stops");
         }
         let reason = turned.reason();
-        let claimed = match turned {
-            Turned::Refused(refused) => refused.identity.as_ref(),
-            _ => None,
-        };
         let (observer, why) = (&self.shared.observer, turned.to_string());
-        match claimed {
-            Some(identity) => {
-                let claimed = Arc::new(Peer::from(identity));
-                observer.refused(&observe::Origin::of(address, claimed), reason, "", &why);
-            }
-            None => observer.turned_away(address, reason, &why),
-        }
+        let peer = turned.peer();
+        let origin = match peer.clone() {
+            Some(peer) => observe::Origin::of(address, peer),
+            None => observe::Origin::unknown(address),
+        };
+        observer.refused(&origin, reason, "", &why);
         if !self.shared.quiet.says(reason, std::time::Instant::now()) {
             return;
         }
-        match (turned, claimed) {
+        match (turned, peer) {
             // Port scans and clients of other CAs are everyday things.
             (Turned::Tls(_) | Turned::Slow(_), _) => info!(%address, "turned away: {why}"),
             (_, Some(identity)) => warn!(%address, %identity, "turned away: {why}"),

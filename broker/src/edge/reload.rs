@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use super::certificates::Roster;
 use crate::log_limit::Quiet;
 use crate::observe::{Certificate, Observer};
+use crate::thread::Thread;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -79,12 +80,10 @@ pub(super) struct Keeper {
 
 impl Keeper {
     /// Starts the thread.
-    pub(super) fn start(self) -> io::Result<Reload> {
+    pub(super) fn start(self) -> io::Result<(Reload, Thread)> {
         let (asks, asked) = sync_channel(1);
-        std::thread::Builder::new()
-            .name("certificates".to_owned())
-            .spawn(move || self.run(&asked))?;
-        Ok(Reload(asks))
+        let thread = Thread::start("certificates", move || self.run(&asked))?;
+        Ok((Reload(asks), thread))
     }
 
     fn run(self, asked: &Receiver<()>) {

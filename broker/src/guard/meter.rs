@@ -1,4 +1,9 @@
 //! Rates: what is earned over time and spent, with a burst.
+//!
+//! A generic cell rate algorithm in thirty lines, and not the library `governor`: that one refuses what is above a rate,
+//! and here what has come already is spent in any case and its sender waits (a debt, of which `governor` knows
+//! nothing); it takes its own clock where sessions share one read of tokio's, which tests can stop; and an identity's
+//! bucket here has the same lifetime as its connections.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -21,6 +21,7 @@ use tracing::{error, info};
 
 use super::event::{Deploy, Line, Refusal};
 use super::metrics::Metrics;
+use crate::thread::Thread;
 
 /// Most refusals that wait for the log's thread; more are counted only.
 const QUEUE_LEN: usize = 4096;
@@ -104,7 +105,10 @@ struct Sink {
 }
 
 impl Audit {
-    pub(super) fn open(settings: AuditSettings, metrics: &Metrics) -> Result<Self, AuditError> {
+    pub(super) fn open(
+        settings: AuditSettings,
+        metrics: &Metrics,
+    ) -> Result<(Self, Thread), AuditError> {
         let sink = Arc::new(Sink {
             file: Mutex::new(None),
             failing: AtomicBool::new(false),
@@ -120,15 +124,14 @@ impl Audit {
         *sink.lock() = Some(opened);
         let (queue, refusals) = sync_channel(QUEUE_LEN);
         let of_thread = Arc::clone(&sink);
-        std::thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || of_thread.run(&refusals))
+        let thread = Thread::start("audit", move || of_thread.run(&refusals))
             .map_err(|source| AuditError::Thread(Arc::new(source)))?;
-        Ok(Self {
+        let audit = Self {
             sink,
             queue,
             on_failure: settings.on_failure,
-        })
+        };
+        Ok((audit, thread))
     }
 
     pub(super) fn refused(&self, refusal: Refusal) {
@@ -345,7 +348,7 @@ mod tests {
             path: path.clone(),
             on_failure: AuditFailure::Refuse,
         };
-        let audit = Audit::open(settings, &Metrics::new()).unwrap();
+        let (audit, _thread) = Audit::open(settings, &Metrics::new()).unwrap();
         let refuse = |address: [u8; 4]| {
             let origin = Origin::unknown(SocketAddr::from((address, 1)));
             audit.refused(Refusal::new(&origin, Reason::Tls, "", "no"));

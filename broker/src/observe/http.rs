@@ -22,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, error, warn};
 
 use super::Observer;
+use super::fleets::Count;
 
 /// Most connections at once; who comes later waits in the kernel.
 const CONNECTIONS: usize = 32;
@@ -36,7 +37,7 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// Answers for ever.
-pub(crate) async fn serve(listener: TcpListener, observer: Observer) {
+pub(crate) async fn serve(listener: TcpListener, observer: Observer, count: Count) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else {
@@ -44,9 +45,12 @@ pub(crate) async fn serve(listener: TcpListener, observer: Observer) {
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let observer = observer.clone();
+                let (observer, count) = (observer.clone(), Arc::clone(&count));
                 tokio::spawn(async move {
-                    if timeout(REQUEST, converse(stream, observer)).await.is_err() {
+                    if timeout(REQUEST, converse(stream, observer, count))
+                        .await
+                        .is_err()
+                    {
                         debug!("a request for metrics took too long");
                     }
                     drop(place);
@@ -61,9 +65,9 @@ pub(crate) async fn serve(listener: TcpListener, observer: Observer) {
 }
 
 /// One request and its answer.
-async fn converse(stream: TcpStream, observer: Observer) {
+async fn converse(stream: TcpStream, observer: Observer, count: Count) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &observer);
+        let response = answer(&request, &observer, &count);
         async move { Ok::<_, Infallible>(response) }
     });
     let served = http1::Builder::new()
@@ -77,7 +81,11 @@ async fn converse(stream: TcpStream, observer: Observer) {
     }
 }
 
-fn answer(request: &Request<Incoming>, observer: &Observer) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    observer: &Observer,
+    count: &Count,
+) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n".to_owned());
         let allowed = hyper::header::HeaderValue::from_static("GET, HEAD");
@@ -85,7 +93,7 @@ fn answer(request: &Request<Incoming>, observer: &Observer) -> Response<Full<Byt
         return response;
     }
     match request.uri().path() {
-        "/metrics" => match observer.metrics().text() {
+        "/metrics" => match observer.metrics_text(&count()) {
             Ok(text) => with(StatusCode::OK, OPEN_METRICS, text),
             Err(error) => {
                 error!(%error, "cannot write the metrics as text");

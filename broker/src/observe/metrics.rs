@@ -5,7 +5,7 @@ use std::time::Duration;
 use hoist_certs::Role;
 use hoist_protocol::Channel;
 use prometheus_client::encoding::EncodeMetric;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::TypedMetric;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
@@ -130,6 +130,8 @@ pub(crate) struct Metrics {
     registry: Registry,
     pub(crate) connections: By<Role, Gauge>,
     pub(crate) sessions: By<Role, Gauge>,
+    /// Kept sessions whose clients are away.
+    pub(crate) away: By<Role, Gauge>,
     pub(crate) handshakes: By<Handshake, Counter>,
     pub(crate) handshake_seconds: Histogram,
     pub(crate) handshaking: Gauge,
@@ -200,6 +202,10 @@ impl Metrics {
         Self {
             connections: make.by("connections", "Connections whose TLS handshake is done"),
             sessions: make.by("sessions", "Clients whose CONNECT is accepted"),
+            away: make.by(
+                "sessions_away",
+                "Sessions that are kept for clients that are not connected",
+            ),
             handshakes: make.by("handshakes", "TLS handshakes that have ended"),
             handshake_seconds: make.seconds(
                 "handshake",
@@ -290,11 +296,9 @@ impl Metrics {
         }
     }
 
-    /// All of them in the OpenMetrics text format.
-    pub(super) fn text(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        encode(&mut text, &self.registry)?;
-        Ok(text)
+    /// Appends all of them, without the end that OpenMetrics has.
+    pub(super) fn write(&self, text: &mut String) -> std::fmt::Result {
+        encode_registry(text, &self.registry)
     }
 
     /// Notes how long a batch took.

@@ -6,23 +6,29 @@
 
 mod audit;
 mod event;
+mod fleets;
 mod health;
 mod http;
 mod metrics;
 mod reason;
 
-use std::net::SocketAddr;
+use std::fmt;
 use std::sync::Arc;
 
 pub use audit::{AuditError, AuditFailure, AuditSettings};
 pub(crate) use event::{Decision, Deploy, Origin};
+pub(crate) use fleets::{Count, Figures, FleetFigures};
 pub(crate) use http::serve;
 pub(crate) use metrics::{Certificate, Handshake, Held, Metrics};
 pub(crate) use reason::Reason;
 
 use audit::Audit;
 use event::Refusal;
+use fleets::FleetRefusals;
 use health::Health;
+use hoist_protocol::FleetName;
+
+use crate::thread::Thread;
 
 /// The handle that everything observable goes through; cheap to clone.
 #[derive(Clone)]
@@ -30,6 +36,7 @@ pub(crate) struct Observer(Arc<Inner>);
 
 struct Inner {
     metrics: Metrics,
+    refusals: FleetRefusals,
     health: Health,
     audit: Option<Audit>,
 }
@@ -39,23 +46,28 @@ impl Observer {
     ///
     /// # Errors
     /// [`AuditError`]
-    pub(crate) fn start(audit: Option<AuditSettings>) -> Result<Self, AuditError> {
+    pub(crate) fn start(
+        audit: Option<AuditSettings>,
+    ) -> Result<(Self, Option<Thread>), AuditError> {
         let metrics = Metrics::new();
-        let audit = match audit {
+        let opened = match audit {
             Some(settings) => Some(Audit::open(settings, &metrics)?),
             None => None,
         };
-        Ok(Self(Arc::new(Inner {
+        let (audit, thread) = opened.unzip();
+        let observer = Self(Arc::new(Inner {
             metrics,
+            refusals: FleetRefusals::default(),
             health: Health::default(),
             audit,
-        })))
+        }));
+        Ok((observer, thread))
     }
 
     /// One that counts, and keeps no audit log.
     #[cfg(test)]
     pub(crate) fn silent() -> Self {
-        Self::start(None).unwrap()
+        Self::start(None).unwrap().0
     }
 
     /// What keeps the broker from doing its work, now.
@@ -81,20 +93,32 @@ impl Observer {
         &self.0.metrics
     }
 
+    /// Everything in the OpenMetrics text format.
+    fn metrics_text(&self, figures: &Figures) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        self.0.metrics.write(&mut text)?;
+        fleets::write(&mut text, figures, &self.0.refusals)?;
+        prometheus_client::encoding::text::encode_eof(&mut text)?;
+        Ok(text)
+    }
+
+    /// Notes that a fleet is served: what is refused to it is counted apart.
+    pub(crate) fn serve(&self, fleet: &FleetName) {
+        self.0.refusals.serve(fleet);
+    }
+
     /// Counts a refusal and puts it into the audit log: that `origin` was refused `what` for `reason`.
     ///
     /// `what` is what was asked for, such as a topic or a filter, and empty where there is no such thing;
     /// `why` is the error's text. Both may hold anything that a client has sent. Never waits.
     pub(crate) fn refused(&self, origin: &Origin, reason: Reason, what: &str, why: &str) {
         self.0.metrics.refusals.of(reason).inc();
+        if let Some(peer) = &origin.peer {
+            self.0.refusals.count(&peer.fleet, reason);
+        }
         if let Some(audit) = &self.0.audit {
             audit.refused(Refusal::new(origin, reason, what, why));
         }
-    }
-
-    /// Counts a refusal of somebody of whom nothing but the address is known.
-    pub(crate) fn turned_away(&self, address: SocketAddr, reason: Reason, why: &str) {
-        self.refused(&Origin::unknown(address), reason, "", why);
     }
 
     /// Counts deployments and puts them into the audit log. Waits for the disk: for the store's thread only.

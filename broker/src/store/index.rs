@@ -1,7 +1,7 @@
 //! The retained messages in memory: all reads go here, the disk is read once, at the start.
 
 use std::array;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use hoist_protocol::{AgentName, Channel, FleetName, Machine, Presence, Topic};
@@ -21,13 +21,16 @@ const RETAINED: [Channel; 4] = [
 
 type Slots = [Option<Arc<Message>>; RETAINED.len()];
 
+/// How many clearings are remembered, of all fleets together, so that a subscriber that missed one can be told: far
+/// more than come while it catches up. They take no room of a fleet's quota.
+const CLEARED: usize = 10_000;
+
 /// All retained messages, by machine and channel.
-///
-/// A cleared message leaves an empty one in its slot until the process ends, so that a subscriber that missed
-/// the clearing can be told.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     fleets: HashMap<FleetName, BTreeMap<AgentName, Slots>>,
+    /// The last clearings, in their order.
+    cleared: VecDeque<Arc<Message>>,
     last: Commit,
     /// What each fleet retains.
     usage: HashMap<FleetName, Usage>,
@@ -77,9 +80,7 @@ impl Index {
             .fleets
             .get(&topic.machine.fleet)?
             .get(&topic.machine.agent)?;
-        slots[slot(topic.channel)?]
-            .as_ref()
-            .filter(|message| !message.is_clear())
+        slots[slot(topic.channel)?].as_ref()
     }
 
     /// Retains a publication, or clears its topic when the payload is empty. None when there was nothing to
@@ -98,10 +99,6 @@ impl Index {
             return None;
         }
         self.last = self.last.next();
-        let agents = self.fleets.entry(topic.machine.fleet.clone()).or_default();
-        let slots = agents
-            .entry(topic.machine.agent.clone())
-            .or_insert_with(|| array::from_fn(|_| None));
         let message = Arc::new(Message {
             topic,
             payload,
@@ -110,12 +107,43 @@ impl Index {
             author,
             extras,
         });
-        let before = slots[slot].replace(Arc::clone(&message));
+        let before = if message.is_clear() {
+            self.clear(slot, &message)
+        } else {
+            self.slots(&message.topic.machine)[slot].replace(Arc::clone(&message))
+        };
         let usage = self.usage.entry(message.topic.machine.fleet.clone());
         usage.or_default().change(before.as_deref(), &message);
-        self.len -= usize::from(before.is_some_and(|before| !before.is_clear()));
+        self.len -= usize::from(before.is_some());
         self.len += usize::from(!message.is_clear());
         Some(message)
+    }
+
+    fn slots(&mut self, machine: &Machine) -> &mut Slots {
+        let agents = self.fleets.entry(machine.fleet.clone()).or_default();
+        let slots = agents.entry(machine.agent.clone());
+        slots.or_insert_with(|| array::from_fn(|_| None))
+    }
+
+    /// Takes away what is retained and remembers that it was; of a machine without any message nothing is left.
+    fn clear(&mut self, slot: usize, clearing: &Arc<Message>) -> Option<Arc<Message>> {
+        let machine = &clearing.topic.machine;
+        let slots = self.slots(machine);
+        let before = slots[slot].take();
+        let empty = slots.iter().all(Option::is_none);
+        if empty && let Some(agents) = self.fleets.get_mut(&machine.fleet) {
+            agents.remove(&machine.agent);
+        }
+        if self.cleared.len() == CLEARED {
+            self.cleared.pop_front();
+        }
+        self.cleared.push_back(Arc::clone(clearing));
+        before
+    }
+
+    /// What each fleet retains.
+    pub(super) const fn usages(&self) -> &HashMap<FleetName, Usage> {
+        &self.usage
     }
 
     /// What a fleet retains.
@@ -133,7 +161,7 @@ impl Index {
         let slots = self.fleets.values().flat_map(BTreeMap::values);
         let messages = slots.flatten().flatten();
         messages
-            .filter(|message| !message.is_clear() && wanted(&message.topic))
+            .filter(|message| wanted(&message.topic))
             .cloned()
             .collect()
     }
@@ -147,7 +175,7 @@ impl Index {
     ) -> Snapshot {
         let messages = self
             .matching(fleet, pattern)
-            .filter(|message| !message.is_clear() && allow(&message.topic))
+            .filter(|message| allow(&message.topic))
             .cloned()
             .collect();
         Snapshot {
@@ -159,8 +187,13 @@ impl Index {
     /// What has changed in `fleet` after `since`, clearings included, of what `pattern` matches; in the order
     /// of the changes.
     pub(crate) fn changes(&self, fleet: &FleetName, pattern: &Pattern, since: Commit) -> Snapshot {
-        let mut messages: Vec<_> = self
-            .matching(fleet, pattern)
+        let changed = self.matching(fleet, pattern);
+        let cleared = self.cleared.iter().filter(|clearing| {
+            let topic = &clearing.topic;
+            topic.machine.fleet == *fleet && pattern.matches(topic) && self.get(topic).is_none()
+        });
+        let mut messages: Vec<_> = changed
+            .chain(cleared)
             .filter(|message| message.commit > Some(since))
             .cloned()
             .collect();
@@ -274,6 +307,27 @@ mod tests {
         assert_eq!(index.get(&topic("a", Channel::Status)), None);
         let changes = index.changes(&fleet, &ALL, Commit::new(1));
         assert_eq!(texts(&changes.messages), ["b/status=2", "a/status="]);
+    }
+
+    #[test]
+    fn what_is_cleared_takes_no_room_and_is_told_until_it_is_retained_again() {
+        let mut index = Index::default();
+        for n in 0..CLEARED + 5 {
+            retain(&mut index, &format!("m-{n}"), Channel::Status, "x");
+            retain(&mut index, &format!("m-{n}"), Channel::Status, "");
+        }
+        let fleet = FleetName::new("prod").unwrap();
+        assert!(index.fleets[&fleet].is_empty());
+        assert_eq!((index.len(), index.usage(&fleet)), (0, Usage::default()));
+        let changes = index.changes(&fleet, &ALL, Commit::default());
+        assert_eq!(changes.messages.len(), CLEARED);
+        retain(&mut index, "m-9", Channel::Status, "again");
+        let one = Pattern {
+            agents: Agents::One(AgentName::new("m-9").unwrap()),
+            channels: Channels::All,
+        };
+        let changes = index.changes(&fleet, &one, Commit::default());
+        assert_eq!(texts(&changes.messages), ["m-9/status=again"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod log;
 mod quota;
 mod writer;
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use camino::Utf8Path;
@@ -27,6 +28,7 @@ pub(crate) use disk::{Stored, write_backup};
 use index::Index;
 pub(crate) use index::Snapshot;
 pub(crate) use log::Folder;
+pub(crate) use quota::Usage;
 use writer::Writer;
 
 /// The folder of the store in the broker's state folder, and the file in it.
@@ -177,6 +179,15 @@ impl Store {
     /// Everything that is retained and outlives the process: what a backup holds.
     pub(crate) fn durable(&self) -> Vec<Arc<Message>> {
         self.read().all(writer::is_durable)
+    }
+
+    /// Tells what each fleet retains, also when the store has ended: it does not hold it open.
+    pub(crate) fn usages(&self) -> impl Fn() -> HashMap<FleetName, Usage> + Send + Sync + 'static {
+        let index = Arc::clone(&self.index);
+        move || {
+            let index = index.read().unwrap_or_else(PoisonError::into_inner);
+            index.usages().clone()
+        }
     }
 
     /// What is retained in `fleet`, of what `pattern` matches and `allow` lets through.

@@ -11,10 +11,10 @@ use crate::settings::Quota;
 
 /// What a fleet retains.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-pub(super) struct Usage {
-    messages: usize,
+pub(crate) struct Usage {
+    pub(crate) messages: usize,
     /// Topics and payloads.
-    bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Usage {

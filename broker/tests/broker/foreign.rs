@@ -1,13 +1,18 @@
-//! Clients that others have written, with their own event loops: rumqttc, of MQTT 3.1.1 and 5, and mosquitto's.
+//! Clients that others have written, with their own event loops: rumqttc, mosquitto's, Paho in Python and MQTT.js, of
+//! MQTT 3.1.1 and 5.
 
+use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use hoist_broker::Options;
 use hoist_certs::Role;
 use rumqttc::v5::mqttbytes::v5::Packet as Packet5;
 use rumqttc::v5::{self, mqttbytes::QoS as QoS5};
 use rumqttc::{AsyncClient, Event, EventLoop, Packet, QoS, TlsConfiguration, Transport};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
@@ -137,13 +142,14 @@ async fn rumqttc_watches_over_mqtt_5() {
     broker.stop().await;
 }
 
-/// One of mosquitto's clients, with a certificate of its own.
-struct Mosquitto {
+/// A certificate's files, and where the broker is, for a client of another process.
+struct Files {
     folder: TempDir,
     port: u16,
+    websocket: Option<u16>,
 }
 
-impl Mosquitto {
+impl Files {
     fn new(world: &World, broker: &Broker, role: Role, who: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let issued = issue(&world.authority, "prod", role, who);
@@ -154,13 +160,18 @@ impl Mosquitto {
         ] {
             std::fs::write(folder.path().join(name), pem).unwrap();
         }
-        let port = broker.address.port();
-        Self { folder, port }
+        Self {
+            folder,
+            port: broker.address.port(),
+            websocket: broker.websocket.map(|address| address.port()),
+        }
     }
 
-    fn run(&self, program: &str, id: &str, more: &[&str]) -> Child {
+    /// One of mosquitto's clients.
+    fn mosquitto(&self, program: &str, id: &str, more: &[&str]) -> Child {
         let file = |name| self.folder.path().join(name);
-        Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(["-h", "localhost", "-p", &self.port.to_string(), "-i", id])
             .arg("--cafile")
             .arg(file("ca"))
@@ -168,13 +179,62 @@ impl Mosquitto {
             .arg(file("certificate"))
             .arg("--key")
             .arg(file("key"))
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{program}: {error}; `make setup` installs it"))
+            .args(more);
+        spawn(command)
     }
+
+    /// A script of `clients/`, as its first lines say.
+    fn script(&self, script: Script, (transport, version): (&str, &str), rest: [&str; 4]) -> Child {
+        let port = match transport {
+            "tcp" => self.port,
+            _ => self.websocket.unwrap(),
+        };
+        let mut command = script.command();
+        command
+            .arg(self.folder.path())
+            .args([&port.to_string(), transport, version])
+            .args(rest);
+        spawn(command)
+    }
+}
+
+/// A client with a script of its own.
+#[derive(Clone, Copy, Debug)]
+enum Script {
+    Paho,
+    MqttJs,
+}
+
+impl Script {
+    fn command(self) -> Command {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/broker/clients");
+        match self {
+            Self::Paho => {
+                // Debian's, which has Debian's modules.
+                let mut command = Command::new("/usr/bin/python3");
+                command.arg(folder.join("paho_client.py"));
+                command
+            }
+            Self::MqttJs => {
+                let mut command = Command::new("node");
+                command
+                    .arg(folder.join("mqttjs_client.js"))
+                    .env("NODE_PATH", "/usr/share/nodejs");
+                command
+            }
+        }
+    }
+}
+
+fn spawn(mut command: Command) -> Child {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let program = command.as_std().get_program().to_owned();
+    let spawned = command.spawn();
+    spawned.unwrap_or_else(|error| panic!("{program:?}: {error}; `make setup` installs it"))
 }
 
 async fn output(child: Child) -> String {
@@ -192,20 +252,20 @@ async fn mosquittos_clients_publish_and_watch_in_both_versions_at_every_qos() {
     let world = World::new();
     let broker = world.start().await;
     let status = topic("web-1", "status");
-    let agent = Mosquitto::new(&world, &broker, Role::Agent, "web-1");
-    let monitor = Mosquitto::new(&world, &broker, Role::Monitor, "mon");
+    let agent = Files::new(&world, &broker, Role::Agent, "web-1");
+    let monitor = Files::new(&world, &broker, Role::Monitor, "mon");
     for version in ["mqttv311", "mqttv5"] {
         for qos in ["0", "1", "2"] {
             let said = format!("{version} {qos}");
             let publish = ["-V", version, "-q", qos, "-r", "-t", &status, "-m", &said];
-            output(agent.run("mosquitto_pub", "web-1", &publish)).await;
+            output(agent.mosquitto("mosquitto_pub", "web-1", &publish)).await;
             // At QoS 0 nobody says when it has arrived; whoever watches sees it once it has.
             let filter = "hoist/v1/prod/+/status";
             let watch = [
                 "-V", version, "-q", qos, "-C", "1", "-F", "%p %q %r", "-t", filter,
             ];
             loop {
-                let seen = output(monitor.run("mosquitto_sub", "mon.1", &watch)).await;
+                let seen = output(monitor.mosquitto("mosquitto_sub", "mon.1", &watch)).await;
                 if seen.trim_end() == format!("{said} {qos} 1") {
                     break;
                 }
@@ -216,11 +276,91 @@ async fn mosquittos_clients_publish_and_watch_in_both_versions_at_every_qos() {
     let history = topic("web-1", "history");
     let stays = ["-V", "mqttv311", "-c", "-q", "1", "-R", "-t", &history];
     let once = [&stays[..], &["-E"]].concat();
-    output(monitor.run("mosquitto_sub", "mon.stays", &once)).await;
+    output(monitor.mosquitto("mosquitto_sub", "mon.stays", &once)).await;
     let publish = ["-q", "1", "-r", "-t", &history, "-m", "missed"];
-    output(agent.run("mosquitto_pub", "web-1", &publish)).await;
+    output(agent.mosquitto("mosquitto_pub", "web-1", &publish)).await;
     let later = [&stays[..], &["-C", "1"]].concat();
-    let seen = output(monitor.run("mosquitto_sub", "mon.stays", &later)).await;
+    let seen = output(monitor.mosquitto("mosquitto_sub", "mon.stays", &later)).await;
     assert_eq!(seen, "missed\n");
     broker.stop().await;
+}
+
+/// Every way in that a client has.
+const WAYS: [(&str, &str); 4] = [
+    ("tcp", "3.1.1"),
+    ("tcp", "5"),
+    ("websockets", "3.1.1"),
+    ("websockets", "5"),
+];
+
+fn reachable_by_websocket() -> World {
+    World::with(Options {
+        websocket_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+        ..Options::default()
+    })
+}
+
+/// A fleet is watched, as it is and as it changes, and nobody does what his role may not.
+async fn watches_a_fleet(script: Script) {
+    let world = reachable_by_websocket();
+    let broker = world.start().await;
+    let statuses = "hoist/v1/prod/+/status";
+    let (first, second) = (topic("web-1", "status"), topic("web-2", "status"));
+    let deploy = topic("web-1", "deploy");
+    let monitor = Files::new(&world, &broker, Role::Monitor, "mon");
+    let agent = Files::new(&world, &broker, Role::Agent, "web-1");
+    let mut other = world.agent(&broker, "web-2").await;
+    for way in WAYS {
+        let said = format!("{} {}", way.0, way.1);
+        let publish = ["web-1", "publish", &first, &said];
+        let seen = output(agent.script(script, way, publish)).await;
+        assert_eq!(seen, "acknowledged\n", "{way:?}");
+        other.retain(&second, "before").await;
+
+        let watch = ["mon.1", "subscribe", statuses, "3"];
+        let mut watcher = monitor.script(script, way, watch);
+        let mut lines = BufReader::new(watcher.stdout.take().unwrap()).lines();
+        let mut next = async || {
+            let line = timeout(PATIENCE, lines.next_line()).await;
+            line.unwrap().unwrap()
+        };
+        assert_eq!(next().await.as_deref(), Some("granted 1"), "{way:?}");
+        let mut retained = [next().await.unwrap(), next().await.unwrap()];
+        retained.sort_unstable();
+        assert_eq!(
+            retained,
+            [format!("{first} 1 {said}"), format!("{second} 1 before")]
+        );
+        other.retain(&second, "after").await;
+        assert_eq!(next().await, Some(format!("{second} 0 after")), "{way:?}");
+        assert_eq!(next().await, None);
+
+        // Others' deployments cannot be read, nor written.
+        let spy = ["web-1", "subscribe", "hoist/v1/prod/web-2/deploy", "1"];
+        let seen = output(agent.script(script, way, spy)).await;
+        let code = if way.1 == "5" { 135 } else { 128 };
+        assert_eq!(seen, format!("refused {code}\n"), "{way:?}");
+        let forge = ["mon.1", "publish", &deploy, "forged"];
+        let seen = output(monitor.script(script, way, forge)).await;
+        if way.1 == "3.1.1" {
+            // It knows no other answer.
+            assert!(seen.starts_with("closed"), "{way:?}: {seen}");
+        } else if matches!(script, Script::MqttJs) {
+            assert_eq!(seen, "refused 135\n", "{way:?}");
+        }
+    }
+    let mut publisher = world.client(&broker, Role::Publisher, "ci").await;
+    publisher.subscribe(&[&deploy]).await;
+    publisher.expect_nothing().await;
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn paho_in_python_watches_a_fleet_over_tls_and_websocket_in_both_versions() {
+    watches_a_fleet(Script::Paho).await;
+}
+
+#[tokio::test]
+async fn mqtt_js_watches_a_fleet_over_tls_and_websocket_in_both_versions() {
+    watches_a_fleet(Script::MqttJs).await;
 }

@@ -7,6 +7,7 @@ mod access;
 mod connect;
 mod deploys;
 mod durable;
+mod faults;
 mod fleets;
 mod foreign;
 mod hostile;

@@ -1,17 +1,22 @@
 //! What can be seen from outside: metrics, health, the audit log.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-use hoist_broker::{AuditFailure, Options, Server, ServerError};
+use hoist_broker::{AuditFailure, FleetOptions, Options, Server, ServerError};
 use hoist_certs::Role;
+use hoist_protocol::FleetName;
 use rumqttc::{Connect, ConnectReturnCode};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::support::{Broker, PATIENCE, World, topic};
+use crate::sessions::returning;
+use crate::support::{Broker, Client, PATIENCE, World, topic};
 
 fn told() -> Options {
     Options {
@@ -60,72 +65,24 @@ async fn wait_for_value(at: SocketAddr, series: &str, value: &str) {
     .await;
 }
 
-/// Checks the OpenMetrics text format (version 1.0, section "Text Format") as far as it is used here, and returns
-/// the value of every series.
+/// Reads metrics with the strict parser of OpenMetrics' reference implementation: the value of every series.
 fn parse(text: &str) -> BTreeMap<String, f64> {
-    let mut lines: Vec<&str> = text.lines().collect();
-    assert!(text.ends_with("# EOF\n"), "it has no end");
-    assert_eq!(lines.pop(), Some("# EOF"));
-    let mut kinds: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut helped = BTreeSet::new();
-    let mut series = BTreeMap::new();
-    for line in lines {
-        if let Some(rest) = line.strip_prefix("# HELP ") {
-            let (name, help) = rest.split_once(' ').unwrap();
-            assert!(helped.insert(name), "{name} is explained twice");
-            assert!(!help.is_empty(), "{line}");
-            continue;
-        }
-        if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(kinds.insert(name, kind).is_none(), "{name} has two types");
-            continue;
-        }
-        if let Some(rest) = line.strip_prefix("# UNIT ") {
-            let (name, unit) = rest.split_once(' ').unwrap();
-            assert!(name.ends_with(&format!("_{unit}")), "{line}");
-            continue;
-        }
-        let (key, value) = line.rsplit_once(' ').unwrap();
-        let name = key.split('{').next().unwrap();
-        let family = kinds.iter().find(|(family, kind)| {
-            let suffixes: &[&str] = match **kind {
-                "counter" => &["_total"],
-                "histogram" => &["_bucket", "_sum", "_count"],
-                _ => &[""],
-            };
-            let rest = name.strip_prefix(**family);
-            rest.is_some_and(|rest| suffixes.contains(&rest))
-        });
-        assert!(family.is_some(), "{line} is of no type");
-        assert!(
-            name.starts_with("hoist_broker_")
-                && name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'),
-            "{line}"
-        );
-        let before = series.insert(key.to_owned(), value.parse::<f64>().unwrap());
-        assert_eq!(before, None, "{key} is there twice");
-    }
-    assert!(kinds.keys().all(|name| helped.contains(name)));
-    series
-}
-
-/// Each bucket holds what the ones before it hold, and the last one everything.
-fn check_histogram(series: &BTreeMap<String, f64>, name: &str) {
-    let mut buckets: Vec<(f64, f64)> = series
-        .iter()
-        .filter_map(|(key, count)| {
-            let le = key.strip_prefix(&format!("{name}_bucket{{le=\""))?;
-            let le = le.strip_suffix("\"}")?;
-            Some((le.parse().unwrap(), *count))
-        })
-        .collect();
-    buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
-    assert!(buckets.len() > 5, "{name}");
-    assert!(buckets.is_sorted_by_key(|(_, count)| *count), "{buckets:?}");
-    let last = buckets.last().unwrap();
-    assert!(last.0.is_infinite());
-    assert!((last.1 - series[&format!("{name}_count")]).abs() < 0.5);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/broker/clients/openmetrics.py");
+    // Debian's, which has Debian's modules.
+    let mut python = Command::new("/usr/bin/python3")
+        .arg(script)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = python.stdin.take().unwrap();
+    stdin.write_all(text.as_bytes()).unwrap();
+    drop(stdin);
+    let output = python.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{text}");
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[tokio::test]
@@ -162,11 +119,103 @@ async fn metrics_count_what_happens() {
     is("hoist_broker_store_commit_seconds_count", 1.0);
     assert!(series["hoist_broker_received_bytes_total"] > 50.0);
     assert!(series["hoist_broker_sent_bytes_total"] > 4.0);
-    for histogram in ["store_commit_seconds", "handshake_seconds"] {
-        check_histogram(&series, &format!("hoist_broker_{histogram}"));
-    }
+    is("hoist_broker_fleet_connections{fleet=\"prod\"}", 1.0);
+    is("hoist_broker_fleet_retained_messages{fleet=\"prod\"}", 1.0);
+    let retained = topic("web-1", "status").len() + 1;
+    let bytes = series["hoist_broker_fleet_retained_bytes{fleet=\"prod\"}"];
+    assert_eq!(bytes.to_string(), retained.to_string());
+    is(
+        "hoist_broker_fleet_refusals_total{fleet=\"prod\",reason=\"publish\"}",
+        1.0,
+    );
     let end = series["hoist_broker_certificate_end_timestamp_seconds{certificate=\"server\"}"];
     assert!(end > 1.7e9, "the certificate's end is {end}");
+    broker.stop().await;
+}
+
+/// A broker of two fleets, one of them with little room.
+fn limited() -> World {
+    let fleet = FleetOptions {
+        max_connections: Some(2),
+        max_retained_messages: Some(1),
+        ..FleetOptions::default()
+    };
+    let fleets = [("prod", fleet), ("test", FleetOptions::default())];
+    let named = fleets.map(|(name, fleet)| (FleetName::new(name).unwrap(), fleet));
+    World::with(Options {
+        fleets: Some(named.into()),
+        ..told()
+    })
+}
+
+#[tokio::test]
+async fn a_fleets_use_is_told_beside_what_it_may_use() {
+    let world = limited();
+    let broker = world.start().await;
+    let at = broker.metrics.unwrap();
+    // It may stay, and does: its client is away then.
+    let mut stays = world.tls(&broker, Role::Agent, "web-1").await;
+    stays.open(returning("web-1")).await;
+    assert!(stays.retain(&topic("web-1", "status"), "x").await);
+    assert!(!stays.retain(&topic("web-1", "history"), "x").await);
+    let _one = world.agent(&broker, "web-2").await;
+    let _two = world.monitor(&broker).await;
+    wait_for_value(at, "hoist_broker_sessions_away{role=\"agent\"}", "1").await;
+    let tls = world
+        .credentials("prod", Role::Monitor, "other")
+        .client()
+        .unwrap();
+    if let Ok(mut third) = Client::try_tls(&broker, tls.config()).await {
+        third.expect_closed().await;
+    }
+    let quota = "hoist_broker_fleet_refusals_total{fleet=\"prod\",reason=\"quota\"}";
+    // What it could not retain, and a connection too many.
+    wait_for_value(at, quota, "2").await;
+    let series = parse(&get(at, "/metrics").await.1);
+    for (name, value) in [
+        ("kept_sessions", Some(1)),
+        ("kept_sessions_limit", Some(10_000)),
+        ("fleet_connections{fleet=\"prod\"}", Some(2)),
+        ("fleet_connections_limit{fleet=\"prod\"}", Some(2)),
+        ("fleet_connections{fleet=\"test\"}", Some(0)),
+        ("fleet_connections_limit{fleet=\"test\"}", None),
+        ("fleet_retained_messages{fleet=\"prod\"}", Some(1)),
+        ("fleet_retained_messages_limit{fleet=\"prod\"}", Some(1)),
+        ("fleet_retained_messages{fleet=\"test\"}", Some(0)),
+    ] {
+        let found = series.get(&format!("hoist_broker_{name}"));
+        let found = found.map(ToString::to_string);
+        assert_eq!(found, value.map(|value: u32| value.to_string()), "{name}");
+    }
+    broker.stop().await;
+}
+
+/// The metrics that the manual lists, by name.
+fn documented() -> BTreeSet<String> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/monitoring.md");
+    let text = std::fs::read_to_string(page).unwrap();
+    let names = text.lines().filter_map(|line| {
+        let name = line.strip_prefix("| `hoist_broker_")?.split_once('`')?.0;
+        Some(format!("hoist_broker_{name}"))
+    });
+    names.collect()
+}
+
+#[tokio::test]
+async fn the_manual_lists_every_metric_and_no_other() {
+    let world = limited();
+    let broker = world.start().await;
+    let mut agent = world.agent(&broker, "web-1").await;
+    assert!(!agent.retain(&topic("web-2", "status"), "x").await);
+    let (_, text) = get(broker.metrics.unwrap(), "/metrics").await;
+    let kinds = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let told: BTreeSet<String> = kinds
+        .map(|line| match line.split_once(' ').unwrap() {
+            (name, "counter") => format!("{name}_total"),
+            (name, _) => name.to_owned(),
+        })
+        .collect();
+    assert_eq!(told, documented());
     broker.stop().await;
 }
 
@@ -295,7 +344,7 @@ async fn every_refusal_is_in_the_audit_log_with_who_it_was() {
         ..stranger.credentials("prod", Role::Agent, "web-1")
     };
     let tls = other.client().unwrap();
-    if let Ok(mut client) = crate::support::Client::try_tls(&broker, tls.config()).await {
+    if let Ok(mut client) = Client::try_tls(&broker, tls.config()).await {
         // With TLS 1.3 the client is done before the broker has looked at its certificate.
         client.expect_closed().await;
     }
