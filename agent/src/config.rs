@@ -325,7 +325,10 @@ impl ConfigFlags {
         };
         let state = folder("state", self.state.or(file.state), account.state())?;
         let profile = folder("profile", self.profile.or(file.profile), account.profile())?;
-        let tls = credentials.client().map_err(SettingsError::Tls)?;
+        // An agent without a valid certificate still has jobs to bring to their end, and may get a new one.
+        let tls = credentials
+            .unattended_client()
+            .map_err(SettingsError::Tls)?;
         let identity = tls.identity();
         if identity.role() != Role::Agent {
             return Err(SettingsError::Role {

@@ -216,8 +216,22 @@ impl Credentials {
     /// # Errors
     /// [`TlsError`]
     pub fn client(&self) -> Result<ClientTls, TlsError> {
-        let roots = self.roots()?;
-        let own = self.own(&roots)?;
+        self.client_checked(Validity::Now)
+    }
+
+    /// The same for a program that nobody watches, whose clock may be wrong until it has a network and whose
+    /// certificate may be renewed while it runs: that something has expired, or is not valid yet, is logged as an
+    /// error, and whether it counts is decided by the other side at each handshake.
+    ///
+    /// # Errors
+    /// [`TlsError`], but for [`TlsError::Expired`] and [`TlsError::NotYetValid`].
+    pub fn unattended_client(&self) -> Result<ClientTls, TlsError> {
+        self.client_checked(Validity::Logged)
+    }
+
+    fn client_checked(&self, validity: Validity) -> Result<ClientTls, TlsError> {
+        let roots = self.roots(validity)?;
+        let own = self.own(&roots, validity)?;
         let provider = provider();
         let verifier =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
@@ -247,7 +261,7 @@ impl Credentials {
         ServerSources::from(self.clone()).load(None)
     }
 
-    pub(crate) fn own(&self, roots: &RootCertStore) -> Result<Own, TlsError> {
+    pub(crate) fn own(&self, roots: &RootCertStore, validity: Validity) -> Result<Own, TlsError> {
         let (part, origin) = (Part::Certificate, &self.certificate);
         let chain = origin.certificates(part)?;
         let info = read(&chain[0], part, origin)?;
@@ -256,17 +270,18 @@ impl Credentials {
                 origin: origin.clone(),
             });
         }
-        check_time(
-            &info,
-            part,
-            origin,
-            "issue a new one with `hoist-certs issue … --force`",
-        )?;
+        let what_to_do = "issue a new one with `hoist-certs issue … --force`";
+        let now_valid = validity.accept(check_time(&info, part, origin, what_to_do))?;
         let identity = info.identity.map_err(|source| TlsError::Identity {
             origin: origin.clone(),
             source,
         })?;
-        let other_ca = self.warn_if_of_another_ca(&chain, identity.role(), roots);
+        // The check of the issuer is one of the time too.
+        let other_ca = if now_valid {
+            self.warn_if_of_another_ca(&chain, identity.role(), roots)
+        } else {
+            None
+        };
         let own = Own {
             chain,
             identity,
@@ -274,7 +289,7 @@ impl Credentials {
             other_ca,
         };
         let left = own.not_after.since(now());
-        if left < ENDS_SOON {
+        if now_valid && left < ENDS_SOON {
             tracing::warn!(
                 certificate = %origin,
                 not_after = %own.not_after,
@@ -286,9 +301,9 @@ impl Credentials {
         Ok(own)
     }
 
-    pub(crate) fn roots(&self) -> Result<RootCertStore, TlsError> {
+    pub(crate) fn roots(&self, validity: Validity) -> Result<RootCertStore, TlsError> {
         let mut roots = RootCertStore::empty();
-        for der in authorities_in(&self.ca)? {
+        for der in authorities_in(&self.ca, validity)? {
             roots.add(der).map_err(|error| self.bad_ca(&error))?;
         }
         Ok(roots)
@@ -352,10 +367,36 @@ impl Credentials {
     }
 }
 
-/// The certificates of the CAs in `origin` that hold now, one at least.
-pub(crate) fn authorities_in(origin: &Pem) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// What becomes of a certificate that has expired, or is not valid yet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Validity {
+    /// It is an error.
+    Now,
+    /// That is logged as an error, and it is used.
+    Logged,
+}
+
+impl Validity {
+    /// Whether it is valid now.
+    fn accept(self, checked: Result<(), TlsError>) -> Result<bool, TlsError> {
+        match checked {
+            Ok(()) => Ok(true),
+            Err(error) if self == Self::Logged => {
+                tracing::error!("{error}");
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The certificates of the CAs in `origin` that hold now, one at least; where none does and that is accepted, all.
+pub(crate) fn authorities_in(
+    origin: &Pem,
+    validity: Validity,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let part = Part::Ca;
-    let mut authorities = Vec::new();
+    let (mut authorities, mut others) = (Vec::new(), Vec::new());
     let mut refused = None;
     for der in origin.certificates(part)? {
         let info = read(&der, part, origin)?;
@@ -369,11 +410,17 @@ pub(crate) fn authorities_in(origin: &Pem) -> Result<Vec<CertificateDer<'static>
         let what_to_do = "make a new one with `hoist-certs init`";
         match check_time(&info, part, origin, what_to_do) {
             Ok(()) => authorities.push(der),
-            Err(error) => refused = Some(error),
+            Err(error) => {
+                others.push(der);
+                refused = Some(error);
+            }
         }
     }
     match refused {
-        Some(error) if authorities.is_empty() => Err(error),
+        Some(error) if authorities.is_empty() => {
+            validity.accept(Err(error))?;
+            Ok(others)
+        }
         _ => Ok(authorities),
     }
 }

@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
-use crate::credentials::{Credentials, TlsError, authorities_in, provider};
+use crate::credentials::{Credentials, TlsError, Validity, authorities_in, provider};
 use crate::files;
 use crate::identity::Identity;
 use crate::pem::Pem;
@@ -131,8 +131,8 @@ impl ServerSources {
     /// [`TlsError`], which says which file is wrong and why.
     pub fn load(&self, used: Option<&Trust>) -> Result<ServerTls, TlsError> {
         let credentials = &self.credentials;
-        let roots = credentials.roots()?;
-        let own = credentials.own(&roots)?;
+        let roots = credentials.roots(Validity::Now)?;
+        let own = credentials.own(&roots, Validity::Now)?;
         if own.identity.role() != Role::Broker {
             return Err(TlsError::NotABroker {
                 origin: credentials.certificate.clone(),
@@ -153,10 +153,10 @@ impl ServerSources {
     }
 
     fn trust(&self, used: Option<&Trust>) -> Result<Trust, TlsError> {
-        let mut builder = TrustBuilder::new(&authorities_in(&self.credentials.ca)?);
+        let mut builder = TrustBuilder::new(&authorities_in(&self.credentials.ca, Validity::Now)?);
         for (fleet, ca) in &self.fleets {
             let own = match ca {
-                Some(ca) => Some(authorities_in(ca)?),
+                Some(ca) => Some(authorities_in(ca, Validity::Now)?),
                 None => None,
             };
             builder.serve(fleet.clone(), own.as_deref());

@@ -359,6 +359,16 @@ impl Journal {
 mod tests {
     use super::*;
 
+    /// Version 1, every record and phase: an activator of another version reads it.
+    #[test]
+    fn a_journal_is_written_as_it_was() {
+        let golden = include_str!("golden/journal");
+        let history = History::parse(golden.as_bytes()).unwrap();
+        let again = history.records.iter().flat_map(line).collect();
+        assert_eq!(String::from_utf8(again).unwrap(), golden);
+        assert_eq!(history.phase(), Some(Phase::RollingBack));
+    }
+
     fn started() -> Record {
         Record::Started {
             boot_id: BootId::current().unwrap(),

@@ -18,6 +18,8 @@
 mod agent;
 mod error;
 mod files;
+#[cfg(test)]
+mod golden_tests;
 mod journal;
 mod launch;
 mod lock;

@@ -80,6 +80,25 @@ fn an_expired_certificate_is_named_with_its_date() {
 }
 
 #[test]
+fn a_program_that_nobody_watches_is_not_stopped_by_its_clock() {
+    let folder = Folder::new();
+    let now = hoist_certs::program::now();
+    let ago = |days: u64| Timestamp::from_ms(now.as_ms() - days * 86_400_000);
+    for period in [
+        Validity::between(ago(3), ago(1)),
+        Validity::between(now.plus(days(2)), now.plus(days(4))),
+    ] {
+        let credentials = write(&folder.path, period);
+        let tls = credentials.unattended_client().unwrap();
+        assert_eq!(tls.identity().to_string(), "agent web-1 of fleet prod");
+        assert_eq!(tls.issuer(), Ok(()));
+    }
+    let mut without = write(&folder.path, days(7));
+    without.key = folder.path.join("none").into();
+    assert!(without.unattended_client().is_err(), "all else is an error");
+}
+
+#[test]
 fn a_certificate_of_the_future_points_to_the_clock() {
     let folder = Folder::new();
     let soon = hoist_certs::program::now().plus(days(2));

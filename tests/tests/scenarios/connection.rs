@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use anyhow::{Context as _, Result, ensure};
 use camino::Utf8PathBuf;
-use hoist_protocol::{State, Status};
+use hoist_protocol::{Reason, State, Status};
 use hoist_tests::broker::Broker;
 use hoist_tests::closure::{NETWORK_STALLED, System};
 use hoist_tests::foreign::{Client, Watch};
@@ -308,6 +308,38 @@ fn a_renewed_certificate_is_used_without_a_restart_and_a_broken_one_is_not() {
             "there is nothing to warn of again",
             |status| status.warnings.is_empty(),
         )?;
+        ensure!(machine.agent()?.is_alive()? && machine.agent()?.pid() == pid);
+        Ok(())
+    });
+}
+
+#[test]
+fn an_agent_whose_certificate_has_expired_brings_its_work_to_an_end_and_takes_a_new_one_by_itself()
+{
+    scenario(Options::default(), |world| {
+        let mut machine = world.running("web-1")?;
+        let v1 = world.system(&System::new("web-1", "1"))?;
+        ensure!(world.carry_out(&machine, &v1)?.state == State::Succeeded);
+        let v2 = world.system(&System::new("web-1", "2"))?;
+        let gate = machine.gate("2", "test")?;
+        let id = world.publish(&world.forge(&machine, &v2)?)?;
+        gate.wait_reached()?;
+        machine.kill_agent()?;
+        machine.kill_activator()?;
+        gate.open()?;
+
+        world.authority.issue_expired("agent", "web-1")?;
+        configure(&machine, &["max_backoff = \"1s\"".to_owned()])?;
+        machine.start_agent()?;
+        // It says what to do, and brings the job to its end meanwhile.
+        wait_said(&mut machine, "expired on", 1)?;
+        wait_said(&mut machine, "hoist-certs issue", 1)?;
+        wait_said(&mut machine, "status state=failed", 1)?;
+        let pid = machine.agent()?.pid();
+
+        world.authority.issue("agent", "web-1", &["--force"])?;
+        let status = world.settled(&machine, id)?;
+        ensure!(status.reason == Some(Reason::Interrupted), "{status:?}");
         ensure!(machine.agent()?.is_alive()? && machine.agent()?.pid() == pid);
         Ok(())
     });

@@ -4,12 +4,9 @@ use std::fs;
 use std::net::TcpListener;
 
 use anyhow::{Context as _, Result};
-use hoist_certs::Role;
-use hoist_certs::authority::Validity;
-use hoist_protocol::{AgentName, State, Timestamp};
-use hoist_tests::authority::{Authority, Identity};
+use hoist_protocol::{AgentName, State};
+use hoist_tests::authority::Authority;
 use hoist_tests::closure::System;
-use hoist_tests::forge::now;
 use hoist_tests::machine::SYSTEM_PROFILE;
 use hoist_tests::process::{self, Finished};
 use hoist_tests::world::{FLEET, Options, World, scenario};
@@ -176,22 +173,7 @@ fn a_misspelt_setting_of_agent_or_broker_is_answered_with_the_nearest() {
 #[test]
 fn a_certificate_that_has_expired_is_named_as_such() {
     scenario(Options::default(), |world| {
-        let day = 24 * 3_600_000;
-        let ago = |days: u64| Timestamp::from_ms(now().as_ms() - days * day);
-        let issued = hoist_certs::authority::Authority::load(world.authority.dir())?.issue(
-            Role::Publisher,
-            &AgentName::new("old")?,
-            &[],
-            Validity::between(ago(9), ago(2)),
-        )?;
-        let dir = world.site().dir();
-        let identity = Identity {
-            ca: world.publisher.ca.clone(),
-            certificate: dir.join("old.pem"),
-            key: dir.join("old.key"),
-        };
-        fs::write(&identity.certificate, &issued.certificate_pem)?;
-        fs::write(&identity.key, issued.key_pem.as_bytes())?;
+        let identity = world.authority.issue_expired("publisher", "old")?;
         let config = world.publisher_settings(&identity, true);
         let finished = with_config(world, &config, &["status"])?;
         assert_ne!(finished.code, 0);

@@ -3,9 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 use hoist_tests::authority::Identity;
 use hoist_tests::nspawn::{AGENT, Booted, Trust, USER, UserMachine, booted_scenario};
-use hoist_tests::process::{self, Finished};
+use hoist_tests::process::Finished;
 use hoist_tests::wait;
-use hoist_tests::world::World;
 use serde_json::Value;
 
 /// The doctor's findings.
@@ -126,36 +125,17 @@ fn replace(machine: &Booted, identity: &Identity) -> Result<()> {
     machine.write("/var/lib/secrets/agent.pem", &text(&identity.certificate)?)
 }
 
-/// A certificate for `machine` that expired yesterday.
-fn expired(world: &World, machine: &Booted) -> Result<Identity> {
-    let mut command = process::command("faketime");
-    let (certs, name) = (&world.site().programs().certs, machine.name().as_str());
-    command
-        .args([
-            "-f",
-            "-3d",
-            certs.as_str(),
-            "issue",
-            "agent",
-            name,
-            "--force",
-        ])
-        .args(["--days", "2", "--dir", world.authority.dir().as_str()]);
-    process::run("hoist-certs-of-old", command, world.site().logs())?.success()?;
-    Ok(world.authority.identity("agent", name))
-}
-
 #[test]
 fn the_doctor_names_an_expired_certificate_and_a_new_one_is_taken_without_a_hand() {
     booted_scenario(|world| {
         let machine = Booted::running(world, "web-1")?;
-        replace(&machine, &expired(world, &machine)?)?;
+        replace(&machine, &world.authority.issue_expired("agent", "web-1")?)?;
         world.watch().wait_presence(machine.name(), "offline")?;
-        // The agent cannot even start with it, is tried again and again, and its credentials come and go.
+        // The agent goes on with its work, and the broker refuses it.
         wait::until_true("the doctor finds what is wrong", || {
             let findings = of_root(&machine)?;
             let said = findings.say("certificate");
-            Ok(findings.with("wrong") == ["agent", "certificate"]
+            Ok(findings.with("wrong") == ["certificate", "broker"]
                 && said.contains("it expired on")
                 && said.contains("hoist-certs issue agent web-1 --force"))
         })?;
