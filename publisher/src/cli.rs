@@ -117,6 +117,7 @@ fn fail(command: &str, json: bool, exit: Exit, message: &str) {
             tracing::debug!(%error, "stdout is closed");
         }
     }
+    crate::ci::failed(message, &crate::settings::process_environment);
     if let Err(error) = writeln!(std::io::stderr(), "error: {message}") {
         tracing::trace!(%error, "stderr is closed");
     }

@@ -4,6 +4,7 @@
 //! the two together; [`commands`] has one file for each command.
 
 pub mod already;
+pub mod ci;
 mod cli;
 pub mod commands;
 pub mod console;

@@ -252,7 +252,8 @@ impl MachineReport {
         ]
     }
 
-    fn detail(&self) -> String {
+    /// What is to be said of it, and what to do.
+    pub(crate) fn detail(&self) -> String {
         let message = one_line(self.message.as_str());
         let reason = self
             .reason

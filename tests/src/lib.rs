@@ -14,6 +14,7 @@ pub mod demo;
 pub mod engines;
 pub mod foreign;
 pub mod forge;
+pub mod github;
 pub mod isolation;
 pub mod machine;
 pub mod namespace;

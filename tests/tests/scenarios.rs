@@ -7,6 +7,7 @@ mod scenarios {
     mod access;
     mod activation;
     mod ci;
+    mod ci_systems;
     mod connection;
     mod crashes;
     mod delivery;

@@ -11,8 +11,10 @@ use hoist_protocol::{AgentName, ClosureDigest, Goal, StorePath, Target};
 use super::flake::{CacheArgs, NixArgs, Wanted, interrupted, roles};
 use super::send::{Sending, Task};
 use super::{CommandError, dry_run};
+use crate::ci::deployment::{Deployment, State};
 use crate::console::Console;
 use crate::digests::{self, DigestError};
+use crate::drive::Interrupts;
 use crate::duration;
 use crate::flags::{
     ActivationArgs, CheckArgs, DeploymentArgs, FollowArgs, RolloutArgs, SelectionArgs, WaitFor,
@@ -26,6 +28,8 @@ use crate::spec::Spec;
 
 pub(crate) const DEPLOY_EXAMPLES: &str = "\
 Examples:
+  hoist deploy --flake . --cache 's3://cache?secret-key=/run/secrets/cache-key'
+                                   evaluate, build, copy to the cache, deploy
   hoist deploy spec.json --action dry-activate
                                    what would change, on each machine
   hoist deploy spec.json --action boot
@@ -69,21 +73,6 @@ pub struct DeployArgs {
     /// with a path and what the flags below say, for this machine: {"path": "/nix/store/…", "action": "boot"}
     #[arg(required_unless_present = "flake")]
     pub spec: Option<Utf8PathBuf>,
-    /// Deploy the machines of this flake in place of a spec: they are built, and copied to --cache when there is one.
-    /// `hoist build --help` says what a flake deploys; with --dry-run nothing is built
-    #[arg(
-        long,
-        value_name = "FLAKE[#OUTPUT]",
-        conflicts_with = "spec",
-        help_heading = "Nix"
-    )]
-    pub flake: Option<FlakeRef>,
-    /// Where the closures of --flake go
-    #[command(flatten)]
-    pub cache: CacheArgs,
-    /// What is passed on to Nix
-    #[command(flatten)]
-    pub nix: NixArgs,
     /// Deploy only these machines of the spec, more than once for several: names, or a selection such as
     /// 'web-*', '@web&!@canary', 'kind:nixos,db-1' (below)
     #[arg(long = "agent", value_name = "SELECTION")]
@@ -126,9 +115,33 @@ pub struct DeployArgs {
     /// What is said in the deployment
     #[command(flatten)]
     pub deployment: DeploymentArgs,
+    /// Tell GitHub that this environment is being deployed to, and how that ended, with the token in $GITHUB_TOKEN; that
+    /// GitHub does not answer is a warning
+    #[arg(
+        long,
+        value_name = "ENVIRONMENT",
+        conflicts_with = "dry_run",
+        help_heading = "CI"
+    )]
+    pub github_deployment: Option<String>,
     /// How machines are followed
     #[command(flatten)]
     pub follow: FollowArgs,
+    /// Deploy the machines of this flake in place of a spec: they are built, and copied to --cache when there is one.
+    /// `hoist build --help` says what a flake deploys; with --dry-run nothing is built
+    #[arg(
+        long,
+        value_name = "FLAKE[#OUTPUT]",
+        conflicts_with = "spec",
+        help_heading = "Nix"
+    )]
+    pub flake: Option<FlakeRef>,
+    /// Where the closures of --flake go
+    #[command(flatten)]
+    pub cache: CacheArgs,
+    /// What is passed on to Nix
+    #[command(flatten)]
+    pub nix: NixArgs,
     /// The keys
     #[command(flatten)]
     pub signing: SigningFlags,
@@ -139,6 +152,32 @@ pub struct DeployArgs {
 /// # Errors
 /// [`CommandError`]; then nothing was published.
 pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
+    let Some(environment) = &args.github_deployment else {
+        return deploy(args, flags).await;
+    };
+    let begun = Deployment::begin(environment, &process_environment);
+    let result = deploy(args, flags).await;
+    let (state, said) = match &result {
+        Ok(Exit::Ok) => (State::Success, "every machine that was waited for runs it"),
+        Ok(Exit::Interrupted) => (State::Error, "interrupted"),
+        Ok(_) => (
+            State::Failure,
+            "not every machine runs it; the log has them",
+        ),
+        Err(_) => (State::Error, "nothing was deployed; the log says why"),
+    };
+    let told = match begun {
+        Ok(deployment) => deployment.end(state, said).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = told {
+        let why = hoist_certs::program::report(&error.into());
+        Console::new(true).warn(&format!("GitHub does not show the deployment: {why}"));
+    }
+    result
+}
+
+async fn deploy(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
     let settings = Settings::load(flags, &process_environment)?;
     let selection = Selection {
         selectors: args.agents.clone(),
@@ -165,7 +204,14 @@ pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> 
     let caller = settings.caller("deploy", &[Role::Publisher])?;
     let keys = settings.keys(&args.signing)?;
     let mut targets = targets(args, &spec, &settings)?;
-    let told = add_digests(args.digest, &spec, &mut targets).await?;
+    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
+    let told = tokio::select! {
+        told = add_digests(args.digest, &spec, &mut targets) => told?,
+        () = interrupts.next() => {
+            Console::new(args.follow.quiet).warn("interrupted; nothing was published");
+            return Ok(Exit::Interrupted);
+        }
+    };
     let mut sending = Sending::new("deploy", &args.deployment, &args.follow, caller, keys)?;
     match told {
         Told::Nothing => {}

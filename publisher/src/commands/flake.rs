@@ -8,9 +8,10 @@ use hoist_protocol::Channel;
 
 use super::CommandError;
 use super::look;
+use crate::ci::Log;
 use crate::console::{Console, print};
 use crate::drive::Interrupts;
-use crate::flake::{CacheUrl, Evaluated, FlakeError, FlakeRef, Machines, Nix, push};
+use crate::flake::{CacheUrl, Evaluated, FlakeError, FlakeRef, Machines, Nix, NixError, push};
 use crate::link::Link;
 use crate::outcome::Exit;
 use crate::select::{Selection, Selector};
@@ -72,12 +73,12 @@ pub struct BuildArgs {
     /// Only evaluate: the closures of the spec are not built
     #[arg(long)]
     pub no_build: bool,
-    /// What is passed on to Nix
-    #[command(flatten)]
-    pub nix: NixArgs,
     /// Do not show what Nix does
     #[arg(short, long)]
     pub quiet: bool,
+    /// What is passed on to Nix
+    #[command(flatten)]
+    pub nix: NixArgs,
 }
 
 /// `hoist push`
@@ -88,12 +89,12 @@ pub struct PushArgs {
     /// Push only for these machines, more than once for several: names, or a selection such as 'web-*'
     #[arg(long = "agent", value_name = "SELECTION")]
     pub agents: Vec<Selector>,
-    /// Where they go
-    #[command(flatten)]
-    pub cache: CacheArgs,
     /// Do not show what Nix does
     #[arg(short, long)]
     pub quiet: bool,
+    /// Where they go
+    #[command(flatten)]
+    pub cache: CacheArgs,
 }
 
 /// Runs `hoist build`.
@@ -160,21 +161,28 @@ impl Wanted<'_> {
     /// Evaluates, builds and pushes it, for the machines that are meant: where that depends on what they say of
     /// themselves, `caller` asks the broker. None when no machine is meant.
     pub(super) async fn spec(&self, caller: &Caller) -> Result<Option<Spec>, CommandError> {
+        let log = Log::begin(&process_environment);
         let console = Console::new(self.quiet);
         let nix = nix(self.nix, self.quiet)?;
         let mut machines = found(&nix, self.flake, &console).await?;
         machines.narrow(self.selection)?;
         if self.selection.asks_machines() {
-            meant(caller, self.selection, &mut machines).await?;
+            tokio::select! {
+                meant = meant(caller, self.selection, &mut machines) => meant?,
+                () = nix.interrupted() => return Err(FlakeError::Nix(NixError::Interrupted).into()),
+            }
         }
         if machines.names().next().is_none() {
             console.note("no machine of the flake is meant by that: nothing was built");
             return Ok(None);
         }
+        log.section("Evaluating");
         let evaluated = evaluate(&nix, &machines, &console).await?;
         if !self.only_evaluate {
+            log.section("Building");
             built(&nix, &evaluated, &console).await?;
             if let Some(cache) = &self.cache {
+                log.section("Copying to the cache");
                 pushed(&nix, &evaluated.spec, cache, &console).await?;
             }
         }

@@ -13,6 +13,7 @@ pub mod status;
 
 pub use error::CommandError;
 use hoist_protocol::{AgentName, Channel, FleetName, nearest};
+pub(crate) use provenance::github_run;
 
 use crate::link::{Link, filters};
 use crate::snapshot::{self, Snapshot, SnapshotError, Wanted};

@@ -45,7 +45,8 @@ fn text<const MAX: usize>(
     }
 }
 
-fn github_run(environment: Environment<'_>) -> Option<String> {
+/// The page of this run, in GitHub Actions.
+pub(crate) fn github_run(environment: Environment<'_>) -> Option<String> {
     let server = environment("GITHUB_SERVER_URL")?;
     let repository = environment("GITHUB_REPOSITORY")?;
     let run = environment("GITHUB_RUN_ID")?;

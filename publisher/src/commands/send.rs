@@ -1,8 +1,11 @@
 //! What `deploy` and `rollback` share: connect, look, sign, publish, follow, report.
 
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use camino::Utf8Path;
 use hoist_certs::program::now;
 use hoist_protocol::{
     AgentName, Channel, DeploymentId, FORMAT, FleetName, Goal, KnownOrders, Machine, Provenance,
@@ -13,6 +16,7 @@ use uuid::Uuid;
 use super::rolling::{Divided, WayBack};
 use super::{CommandError, rollback, unknown_machine};
 use crate::already::Already;
+use crate::ci::{Log, summary};
 use crate::console::{Console, print};
 use crate::drive::{Driver, Interrupts, Stop};
 use crate::follow::{Published, Run, Wait};
@@ -51,6 +55,7 @@ pub(super) struct Sending<'a> {
     caller: Caller,
     keys: Keys,
     provenance: Provenance,
+    log: Log,
     /// How the machines come one after the other; all at once without it.
     pub(super) rollout: Option<Rollout>,
     /// Whether machines that have the same deployment already are left out.
@@ -88,6 +93,7 @@ impl<'a> Sending<'a> {
             caller,
             keys,
             provenance: super::provenance::gather(deployment, &process_environment)?,
+            log: Log::begin(&process_environment),
             rollout: None,
             skips: false,
             way_back: Options::default(),
@@ -137,6 +143,13 @@ impl<'a> Sending<'a> {
         if !made.skipped.is_empty() {
             console.note(&skipped(&made));
         }
+        match made.signed.len() {
+            0 => {}
+            1 => self.log.section("Deploying to 1 machine"),
+            machines => self
+                .log
+                .section(&format!("Deploying to {machines} machines")),
+        }
         if let Some(divided) = &made.divided {
             console.note(&divided.said());
         }
@@ -165,6 +178,8 @@ impl<'a> Sending<'a> {
                 run.knows(agent, seen);
             }
         }
+        // What it holds of thousands of machines is in the run now, as far as it matters.
+        drop(snapshot);
         let mut driver = Driver::new(
             &mut link,
             &mut console,
@@ -221,6 +236,26 @@ impl<'a> Sending<'a> {
         let mut report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
         report.rollout = rollout;
         self.finish(&console, report, &stop, &lines_shown, run.published())
+    }
+
+    /// Writes the files that tell of the run.
+    fn leave(&self, console: &Console, report: &Report) {
+        if let Some(path) = &self.follow.report {
+            not_written(console, path, std::fs::write(path, report.to_json()));
+        }
+        if let Some(path) = &self.follow.summary {
+            not_written(
+                console,
+                path,
+                std::fs::write(path, summary::markdown(report)),
+            );
+        } else if let Some(path) = process_environment("GITHUB_STEP_SUMMARY") {
+            // Other commands of the same step write there too.
+            let file = OpenOptions::new().append(true).create(true).open(&path);
+            let text = summary::markdown(report);
+            let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+            not_written(console, path.as_str().into(), written);
+        }
     }
 
     fn wait(&self) -> Option<Wait> {
@@ -449,6 +484,7 @@ impl<'a> Sending<'a> {
         report.exit_code = exit.code();
         report.interrupted = matches!(stop, Stop::Interrupted);
         show_tails(console, &report, lines_shown);
+        self.log.end_section();
         if self.follow.json {
             print(&report.to_json()).map_err(CommandError::Output)?;
         } else {
@@ -485,6 +521,8 @@ impl<'a> Sending<'a> {
             report.summary(),
             crate::duration::show(took)
         ));
+        self.log.annotate(&report);
+        self.leave(console, &report);
         Ok(exit)
     }
 }
@@ -499,6 +537,13 @@ fn skipped(made: &Made) -> String {
         (_, false) => format!("{skipped} of {all} machines have it already and are left out"),
     };
     format!("{have} (--no-skip deploys again)")
+}
+
+/// A failure to write what CI is shown: what was done is done.
+fn not_written(console: &Console, path: &Utf8Path, written: std::io::Result<()>) {
+    if let Err(error) = written {
+        console.warn(&format!("cannot write `{path}`: {error}"));
+    }
 }
 
 /// What [`Sending::prepare`] leaves.

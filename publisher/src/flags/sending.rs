@@ -45,6 +45,12 @@ pub struct FollowArgs {
     /// Write one JSON document at the end, and nothing else to stdout
     #[arg(long)]
     pub json: bool,
+    /// Write the JSON document to this file too
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<camino::Utf8PathBuf>,
+    /// Write a summary in Markdown to this file [default: $GITHUB_STEP_SUMMARY, if it is set]
+    #[arg(long, value_name = "FILE")]
+    pub summary: Option<camino::Utf8PathBuf>,
     /// Do not show progress or the machines' log lines
     #[arg(short, long)]
     pub quiet: bool,

@@ -113,6 +113,15 @@ impl Nix {
         }
     }
 
+    /// Ready when somebody has interrupted.
+    pub async fn interrupted(&self) {
+        let mut interrupted = self.interrupted.clone();
+        // The task that would say so lives as long as the program.
+        if interrupted.wait_for(|is| *is).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// The value at `attribute` of the flake `flake`, after the function `apply`; none when the flake has no such
     /// attribute.
     pub(super) async fn eval<T: for<'de> Deserialize<'de>>(
@@ -241,7 +250,6 @@ impl Nix {
         };
         let stdout = child.stdout.take();
         let stderr = child.stderr.take();
-        let mut interrupted = self.interrupted.clone();
         let work = async {
             let read = async {
                 let mut answer = Vec::new();
@@ -266,7 +274,7 @@ impl Nix {
         };
         let done = tokio::select! {
             biased;
-            _ = interrupted.wait_for(|interrupted| *interrupted) => None,
+            () = self.interrupted() => None,
             done = work => Some(done),
         };
         match done {

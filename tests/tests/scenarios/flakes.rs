@@ -47,7 +47,7 @@ const FLAKE: &str = r#"{
 "#;
 
 /// Writes the flake.
-fn flake(world: &World) -> Result<Utf8PathBuf> {
+pub(super) fn flake(world: &World) -> Result<Utf8PathBuf> {
     let dir = world.site().dir().join("fleet");
     fs::create_dir(&dir)?;
     let platform = Platform::current()?.to_string();
