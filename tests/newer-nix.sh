@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the scenarios and the activator's tests once more with Nix 2.26, in Debian trixie's root file system, which
-# `tests/setup.sh` makes. The programs are those that were built here; what does not concern Nix is left out.
+# `tests/setup.sh` makes, and with the newer NATS and mosquitto that are there. The programs are those that were built
+# here; what concerns none of them is left out.
 #
 #   newer-nix.sh [FILTER…]               runs them all, or those with FILTER in their name
 #   newer-nix.sh enter PROGRAM [ARG…]    runs PROGRAM in that root file system; cargo calls this
@@ -12,8 +13,8 @@ here=$(dirname "$(readlink -f "$0")")
 checkout=$(dirname "$here")
 root=${HOIST_TEST_ROOT:-/var/cache/hoist-tests}/trixie-$(< "$here/src/nspawn/root.version")
 
-# Brokers, certificates and the command line do not depend on Nix; machines that boot have this Nix anyway.
-without=(systemd:: foreign_broker:: engines:: access:: connection:: operators:: rollouts::)
+# These do not depend on Nix, or on other brokers; machines that boot have this Nix anyway.
+without=(systemd:: connection:: operators:: rollouts::)
 
 fail() {
     echo "error: the tests with Nix 2.26 were not run: $1" >&2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the root file system of the machines that the systemd scenarios boot: Debian trixie with systemd 257 and
-# Nix 2.26, about 350 MB, in a minute, once. `tests/setup.sh` calls this; it has to run as root.
+# Makes the root file system of the machines that the systemd scenarios boot: Debian trixie with systemd 257, Nix 2.26,
+# NATS 2.10 and mosquitto 2.0.21, about 350 MB, in a minute, once. `tests/setup.sh` calls this; it has to run as root.
 #
 #   root.sh FOLDER     makes FOLDER, unless it is there
 #
@@ -42,7 +42,7 @@ fi
 
 echo "making $folder from $site, once" >&2
 # debootstrap knows no virtual packages: libdbi-perl is the one that nix-bin's dependencies mean.
-if ! debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,nix-bin,libdbi-perl,iproute2,mount,libpam-systemd,mosquitto,mosquitto-clients,faketime \
+if ! debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,nix-bin,libdbi-perl,iproute2,mount,libpam-systemd,mosquitto,mosquitto-clients,nats-server,faketime \
     trixie "$half" "$site" > "$folder.log" 2>&1; then
     tail -n 20 "$folder.log" >&2
     fail "debootstrap failed; all it said is in $folder.log"
