@@ -17,18 +17,22 @@ use crate::detached::{Detached, Left, Place, Places};
 use crate::edge::Guest;
 use crate::guard::{Agents, Meter, Peer};
 use crate::hub::{Client, Hub, Number, TakeoverLoop};
-use crate::inbox::{Control, Event, Inbox};
+use crate::inbox::{Control, Event, Inbox, Ticket};
 use crate::log_limit::Quiet;
 use crate::message::{Message, now_ms};
 use crate::observe::{Held, Observer, Origin, Reason};
 use crate::router::{Relay, Router, Watch, WatchError};
 use crate::session::{Admitted, Claim, Effect, Ended, Remains, Request, Session, Will};
 use crate::settings::Timeouts;
-use crate::store::{Outcome, Reply, Snapshot, Store};
+use crate::store::{Outcome, Publication, Reply, Snapshot, Store, StoreEnded};
 
 /// How much is read from a connection at once, in bytes. The buffer lives on the stack: an idle connection has
 /// none.
 const READ_LEN: usize = 4096;
+
+/// How much of what has come is taken before anything is done about it, in bytes: what was published together goes to
+/// the disk together.
+const TAKEN_LEN: usize = 16 * 1024;
 
 /// How long the last bytes of a connection may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -60,6 +64,8 @@ pub(crate) struct Connection<S> {
     watch: Option<Watch>,
     /// Counts the client once its CONNECT is accepted.
     counted: Option<Held>,
+    /// Who this is, for the audit log; of one that has published deployments.
+    origin: Option<Arc<Origin>>,
     /// Of a session that is to outlive the connection.
     place: Option<Place>,
     /// Plain bytes that the session did not take yet.
@@ -102,6 +108,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             client: None,
             watch: None,
             counted: None,
+            origin: None,
             place: None,
             unread: Vec::new(),
             unflushed: false,
@@ -141,7 +148,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Woken::Lost(why) => self.session.end(Ended::Lost(why)),
             }
             for effect in self.session.take_effects() {
-                Box::pin(self.carry_out(effect)).await;
+                if let Some(effect) = self.carry_out_at_once(effect) {
+                    Box::pin(self.carry_out(effect)).await;
+                }
             }
         }
     }
@@ -264,19 +273,42 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             return Poll::Ready(Ok(()));
         }
-        let mut bytes = [0; READ_LEN];
-        let mut buffer = ReadBuf::new(&mut bytes);
-        ready!(Pin::new(&mut self.stream).poll_read(context, &mut buffer))?;
-        let read = buffer.filled();
-        if read.is_empty() {
-            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+        let mut taken = 0;
+        let result = self.read(context, &mut taken);
+        if taken > 0 {
+            // Also of what came just before the end.
+            self.meter.received(taken, Instant::now());
+            self.shared
+                .observer
+                .metrics()
+                .received_bytes
+                .inc_by(count(taken));
         }
-        self.meter.received(read.len(), Instant::now());
-        let metrics = self.shared.observer.metrics();
-        metrics.received_bytes.inc_by(count(read.len()));
-        let taken = self.session.receive(read);
-        self.unread.extend_from_slice(&read[taken..]);
-        Poll::Ready(Ok(()))
+        match result {
+            Ok(()) if taken == 0 => Poll::Pending,
+            result => Poll::Ready(result),
+        }
+    }
+
+    /// Hands what has come to the session, as long as there is more and it wants it. Adds to `taken` what was read.
+    fn read(&mut self, context: &mut Context<'_>, taken: &mut usize) -> io::Result<()> {
+        while *taken < TAKEN_LEN && self.session.wants_input() {
+            let mut bytes = [0; READ_LEN];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(context, &mut buffer)
+            else {
+                break;
+            };
+            result?;
+            let read = buffer.filled();
+            if read.is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            *taken += read.len();
+            let used = self.session.receive(read);
+            self.unread.extend_from_slice(&read[used..]);
+        }
+        Ok(())
     }
 
     fn poll_clock(&mut self, context: &mut Context<'_>) -> Poll<Woken> {
@@ -330,6 +362,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             .unwrap_or((self.heard + FAR, None))
     }
 
+    /// Carries out a publish, which seldom has to wait. What has to is given back.
+    fn carry_out_at_once(&mut self, effect: Effect) -> Option<Effect> {
+        let Effect::Publish(admitted, ticket) = effect else {
+            return Some(effect);
+        };
+        self.meter.published(Instant::now());
+        self.count_received(admitted.channel());
+        let publication = match admitted {
+            Admitted::Store(publication) => publication,
+            Admitted::Relay(_) => return Some(Effect::Publish(admitted, ticket)),
+        };
+        let reply = self.reply(&publication, ticket);
+        match self.shared.store.offer(publication, reply) {
+            Ok(left) => left.map(|left| Effect::Publish(Admitted::Store(left), ticket)),
+            Err(StoreEnded) => {
+                self.session.end(Ended::BrokerFailed);
+                None
+            }
+        }
+    }
+
     async fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Claim(claim) => self.claim(claim).await,
@@ -339,17 +392,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 note_refusal(&self.shared, peer, client_id, address, &refusal);
             }
             Effect::Publish(Admitted::Store(publication), ticket) => {
-                self.meter.published(Instant::now());
-                self.count_received(publication.topic.channel);
-                let origin = (publication.topic.channel == Channel::Deploy).then(|| self.origin());
-                let reply = Reply::Session(Arc::clone(&self.inbox), ticket, origin);
+                let reply = self.reply(&publication, ticket);
                 if self.shared.store.publish(publication, reply).await.is_err() {
                     self.session.end(Ended::BrokerFailed);
                 }
             }
             Effect::Publish(Admitted::Relay(message), ticket) => {
-                self.meter.published(Instant::now());
-                self.count_received(message.topic.channel);
                 self.shared.relay(message);
                 self.session.settled(ticket, Outcome::Retained);
             }
@@ -377,13 +425,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         metrics.received.of(channel).inc();
     }
 
-    /// Who this is, for the audit log.
-    fn origin(&self) -> Arc<Origin> {
-        let origin = Origin::of(self.address, Arc::clone(self.session.peer()));
-        Arc::new(match &self.client {
-            Some((_, client_id)) => origin.client_id(client_id),
-            None => origin,
-        })
+    /// Where the store answers a publication, with who this is when the audit log is to tell it.
+    fn reply(&mut self, publication: &Publication, ticket: Ticket) -> Reply {
+        let origin = (publication.topic.channel == Channel::Deploy).then(|| self.origin());
+        Reply::Session(Arc::clone(&self.inbox), ticket, origin)
+    }
+
+    fn origin(&mut self) -> Arc<Origin> {
+        let origin = self.origin.get_or_insert_with(|| {
+            let origin = Origin::of(self.address, Arc::clone(self.session.peer()));
+            Arc::new(match &self.client {
+                Some((_, client_id)) => origin.client_id(client_id),
+                None => origin,
+            })
+        });
+        Arc::clone(origin)
     }
 
     async fn claim(&mut self, claim: Claim) {

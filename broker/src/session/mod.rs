@@ -71,6 +71,16 @@ pub(crate) enum Admitted {
     Relay(Message),
 }
 
+impl Admitted {
+    /// Where it was published.
+    pub(crate) const fn channel(&self) -> Channel {
+        match self {
+            Self::Store(publication) => publication.topic.channel,
+            Self::Relay(message) => message.topic.channel,
+        }
+    }
+}
+
 /// One filter of a SUBSCRIBE.
 #[derive(Debug)]
 pub(crate) struct Request {

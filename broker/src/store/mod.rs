@@ -15,6 +15,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use camino::Utf8Path;
 use hoist_protocol::{FleetName, Topic};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::deploys::{DeployRefusal, Deploys, Proof};
@@ -154,6 +155,19 @@ impl Store {
             })
             .map_err(StoreError::Thread)?;
         Ok((Self { index, queue }, Running { ended }))
+    }
+
+    /// Hands a publication to the writer, or gives it back while the queue is full.
+    pub(crate) fn offer(
+        &self,
+        publication: Publication,
+        reply: Reply,
+    ) -> Result<Option<Publication>, StoreEnded> {
+        match self.queue.try_send((publication, reply)) {
+            Ok(()) => Ok(None),
+            Err(TrySendError::Full((publication, _))) => Ok(Some(publication)),
+            Err(TrySendError::Closed(_)) => Err(StoreEnded),
+        }
     }
 
     /// Hands a publication to the writer; waits while its queue is full.

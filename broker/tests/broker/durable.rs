@@ -240,7 +240,14 @@ async fn a_broker_starts_on_a_full_disk_and_hands_out_what_is_retained() {
     monitor.subscribe(&[&status]).await;
     assert_eq!(monitor.message().await.payload.len(), 10_000);
     let mut agent = folder.world.agent(&second.broker, "web-1").await;
-    assert!(!agent.retain(&status, "y".repeat(10_000)).await);
+    let mut taken = 0;
+    while agent.retain(&status, "y".repeat(10_000)).await {
+        taken += 1;
+        assert!(
+            taken < 100,
+            "the store has room for some, and the disk for no more"
+        );
+    }
 }
 
 /// A store with some messages, of a broker that has ended in order.

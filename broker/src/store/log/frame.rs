@@ -1,7 +1,7 @@
 //! Frames: what a log file is made of. One frame is one batch, written and synced as a whole.
 //!
 //! ```text
-//! file    = header frame*
+//! file    = header frame* 0*                                zeros: room for the next frames
 //! header  = "hoist-broker store 1\n" salt(8)
 //! frame   = len(4) number(8) body(len) checksum(8)         numbers are little-endian
 //! body    = 0 change*  |  1                                 a batch; or: closed in order

@@ -1,5 +1,9 @@
 //! An append-only file of batches: each is durable when [`Log::append`] returns, or leaves no trace.
 //!
+//! Behind the last batch the file has room: zeros that are on the disk already. A batch that is written over them
+//! changes no length and takes no new block, so its sync waits for its own bytes alone and not for the journal of
+//! the file system, which waits for whatever else the machine writes.
+//!
 //! Everything that is stored is in memory as well. So the file needs no index and no merging: when most of it is
 //! out of date it is written anew from memory beside the old one and takes its place in one step. The same heals
 //! a file that the disk has failed: after a failed sync nobody knows which pages it has, and a later sync would
@@ -32,6 +36,11 @@ const LOCK: &str = "lock";
 
 /// From how many bytes on the next frame of a file that is written anew begins.
 const FRAME_LEN: usize = 256 * 1024;
+
+/// How many zeros are put behind the last batch when there are too few for the next: an eighth of the file, between
+/// these bounds, in bytes.
+const LEAST_ROOM: u64 = 64 * 1024;
+const MOST_ROOM: u64 = 4 * 1024 * 1024;
 
 /// What a probe for room on the disk writes, in bytes: more than the largest message.
 const PROBE_LEN: usize = 64 * 1024;
@@ -108,6 +117,8 @@ pub(super) struct Log {
     salt: Salt,
     /// Where the last whole frame ends.
     len: u64,
+    /// Where the file ends: zeros from `len` on.
+    end: u64,
     /// The number of the next frame.
     next: u64,
     /// How long the file was when it was last written anew.
@@ -132,6 +143,7 @@ impl Log {
             file,
             salt: contents.salt,
             len: contents.len,
+            end: contents.len + contents.room,
             next: contents.frames,
             fresh_len: contents.len.saturating_sub(contents.stale),
             suspect: false,
@@ -150,6 +162,7 @@ impl Log {
             file: written.file,
             salt: written.salt,
             len: written.len,
+            end: written.len,
             next: written.frames,
             fresh_len: written.len,
             suspect: false,
@@ -180,6 +193,7 @@ impl Log {
         self.file = written.file;
         self.salt = written.salt;
         self.len = written.len;
+        self.end = written.len;
         self.next = written.frames;
         self.fresh_len = written.len;
         self.suspect = false;
@@ -216,6 +230,9 @@ impl Log {
         }
         let bytes = batch.sealed(self.salt, self.next);
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if self.len + len > self.end {
+            self.make_room(len)?;
+        }
         if let Err(error) = write_at(&self.file, self.len, bytes) {
             self.cut();
             return Err(error);
@@ -225,8 +242,24 @@ impl Log {
             return Err(error);
         }
         self.len += len;
+        self.end = self.end.max(self.len);
         self.next += 1;
         Ok(())
+    }
+
+    /// Puts zeros behind the last batch, room for `needed` bytes and for later ones; the next sync is theirs as well.
+    /// A disk that has no space for so many may have it for the batch.
+    fn make_room(&mut self, needed: u64) -> io::Result<()> {
+        let room = (self.len / 8).clamp(LEAST_ROOM, MOST_ROOM).max(needed);
+        let end = self.len + room;
+        let zeros = vec![0; usize::try_from(end - self.end).unwrap_or(0)];
+        if write_at(&self.file, self.end, &zeros).is_ok() {
+            self.end = end;
+            return Ok(());
+        }
+        let cut = self.file.set_len(self.end);
+        self.suspect = cut.is_err();
+        cut
     }
 
     /// Finds out whether the disk has room again.
@@ -238,11 +271,15 @@ impl Log {
 
     /// Says in the file that it is complete, and gives the folder back.
     pub(super) fn close(mut self) -> io::Result<()> {
-        self.append(&mut Batch::closed())
+        let mut closed = Batch::closed();
+        self.append(&mut closed)?;
+        // Nobody needs the room any more.
+        self.file.set_len(self.len)
     }
 
-    /// Takes back what was written after the last whole frame.
+    /// Takes back what was written after the last whole frame, and the room there.
     fn cut(&mut self) {
+        self.end = self.len;
         if self.file.set_len(self.len).is_err() {
             self.suspect = true;
         }

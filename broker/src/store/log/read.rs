@@ -20,6 +20,8 @@ pub(in super::super) struct Contents {
     pub(in super::super) changes: u64,
     /// Bytes after the last whole frame: the batch that was being written when it ended.
     pub(in super::super) torn: u64,
+    /// Zeros after the last whole frame, when nothing else is there: room for the next ones.
+    pub(super) room: u64,
     /// Whether it was closed in order, and nothing came after that.
     pub(in super::super) closed: bool,
     /// How many bytes of keys and values were replaced by later ones; filled in by who keeps track of them.
@@ -77,6 +79,7 @@ fn read_from(
         frames: 0,
         changes: 0,
         torn: 0,
+        room: 0,
         closed: false,
         stale: 0,
     };
@@ -98,19 +101,31 @@ fn read_from(
         contents.frames += 1;
         contents.len += u64::try_from(frame.len()).unwrap_or(u64::MAX);
     }
-    contents.torn = file_len.saturating_sub(contents.len);
-    if contents.torn > 0 {
-        contents.closed = false;
-        let mut rest = Vec::new();
-        file.seek(SeekFrom::Start(contents.len))?;
-        file.read_to_end(&mut rest)?;
-        // There cannot be more frames than bytes. The torn one itself has the first number and is not looked for.
-        let numbers = contents.frames + 1..contents.frames + 2 + contents.torn;
-        if frame::find(salt, &numbers, &rest).is_some() {
-            return Err(ReadError::Damaged(contents.len));
-        }
+    if file_len > contents.len {
+        read_rest(&mut file, &mut contents)?;
     }
     Ok(contents)
+}
+
+/// Reads what is behind the last whole frame: room, or what a crash has torn, or frames behind one that is damaged.
+fn read_rest(file: &mut BufReader<File>, contents: &mut Contents) -> Result<(), ReadError> {
+    let mut rest = Vec::new();
+    file.seek(SeekFrom::Start(contents.len))?;
+    file.read_to_end(&mut rest)?;
+    let torn = rest.iter().rposition(|byte| *byte != 0);
+    let len = |bytes: usize| u64::try_from(bytes).unwrap_or(u64::MAX);
+    let Some(torn) = torn else {
+        contents.room = len(rest.len());
+        return Ok(());
+    };
+    contents.torn = len(torn + 1);
+    contents.closed = false;
+    // There cannot be more frames than bytes. The torn one itself has the first number and is not looked for.
+    let numbers = contents.frames + 1..contents.frames + 2 + contents.torn;
+    if frame::find(contents.salt, &numbers, &rest).is_some() {
+        return Err(ReadError::Damaged(contents.len));
+    }
+    Ok(())
 }
 
 /// The body of the next frame, with the whole frame in `frame`; none when there is no whole one.

@@ -116,7 +116,14 @@ fn wherever_the_last_batch_is_torn_the_ones_before_are_there() {
             place.write(&torn);
             let (model, contents) = place.read().unwrap();
             assert_eq!(model, before, "at {len}");
-            assert_eq!(contents.torn, torn.len() as u64 - second, "at {len}");
+            // Zeros are room, whoever has put them there.
+            let rest = &torn[usize::try_from(second).unwrap()..];
+            let torn = rest.iter().rposition(|byte| *byte != 0);
+            assert_eq!(
+                contents.torn,
+                torn.map_or(0, |last| last as u64 + 1),
+                "at {len}"
+            );
             let (mut log, _) = place.open();
             log.append(&mut batch(&[("d", b"4")])).unwrap();
             let (model, contents) = place.read().unwrap();
@@ -148,6 +155,45 @@ fn what_the_disk_has_changed_is_noticed_at_every_byte() {
             _ => panic!("at {at}: {read:?}"),
         }
     }
+}
+
+#[test]
+fn a_batch_that_the_disk_has_lost_is_no_room() {
+    let place = Place::new();
+    let [first, second, _] = three(&place).map(|end| usize::try_from(end).unwrap());
+    let mut damaged = place.bytes();
+    damaged[first..second].fill(0);
+    place.write(&damaged);
+    let read = place.read();
+    assert!(matches!(read, Err(ReadError::Damaged(at)) if at == first as u64));
+}
+
+#[test]
+fn a_batch_that_fits_into_the_room_does_not_change_the_files_length() {
+    let place = Place::new();
+    three(&place);
+    let (mut log, mut model) = place.open();
+    let len = place.bytes().len();
+    for key in ["d", "e", "f"] {
+        let value = [7; 1000];
+        log.append(&mut batch(&[(key, &value)])).unwrap();
+        apply(&mut model, key, &value);
+        assert_eq!(place.bytes().len(), len);
+        assert_eq!(place.read().unwrap().0, model);
+    }
+    let large = vec![7; 2 * len];
+    log.append(&mut batch(&[("large", &large)])).unwrap();
+    apply(&mut model, "large", &large);
+    let (read, contents) = place.read().unwrap();
+    assert_eq!((read, contents.torn), (model, 0));
+    log.close().unwrap();
+    let contents = place.read().unwrap().1;
+    assert!(contents.closed);
+    assert_eq!(
+        place.bytes().len() as u64,
+        contents.len,
+        "who closes it takes the room away"
+    );
 }
 
 #[test]
