@@ -197,20 +197,21 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Whether every one of these machines has told everything that it ever tells.
-    fn has_all(&self, agents: &[AgentName], channels: &[Channel]) -> bool {
-        !agents.is_empty()
-            && agents.iter().all(|agent| {
-                self.machine(agent).is_some_and(|seen| {
-                    channels.iter().all(|channel| match channel {
-                        Channel::Deploy => seen.deploy.is_some(),
-                        Channel::Status => seen.status.is_some(),
-                        Channel::Presence => seen.presence.is_some(),
-                        Channel::History => seen.history.is_some(),
-                        Channel::Log | Channel::Echo => true,
-                    })
+    /// How many of these machines, from the first on, have told everything that they ever tell; `before` of them
+    /// were known to have. Looked at anew for each message, thousands of machines would take minutes.
+    fn complete(&self, agents: &[AgentName], channels: &[Channel], before: usize) -> usize {
+        let is_complete = |agent: &&AgentName| {
+            self.machine(agent).is_some_and(|seen| {
+                channels.iter().all(|channel| match channel {
+                    Channel::Deploy => seen.deploy.is_some(),
+                    Channel::Status => seen.status.is_some(),
+                    Channel::Presence => seen.presence.is_some(),
+                    Channel::History => seen.history.is_some(),
+                    Channel::Log | Channel::Echo => true,
                 })
             })
+        };
+        before + agents[before..].iter().take_while(is_complete).count()
     }
 }
 
@@ -237,6 +238,7 @@ pub async fn take(link: &mut Link, wanted: &Wanted<'_>) -> Result<Snapshot, Snap
     let mut quiet = None;
     let mut breaks = 0;
     let mut lost = None;
+    let mut complete = 0;
     link.subscribe(Ticket::Everything, wanted.filters);
     loop {
         let until = quiet.map_or(latest, |(quiet_for, since): (Duration, Instant)| {
@@ -278,8 +280,11 @@ pub async fn take(link: &mut Link, wanted: &Wanted<'_>) -> Result<Snapshot, Snap
             }
             Event::Granted(Ticket::ReadBack, _) | Event::Acknowledged(_) => {}
         }
-        if quiet.is_some() && snapshot.has_all(wanted.agents, wanted.channels) {
-            return Ok(snapshot);
+        if quiet.is_some() && !wanted.agents.is_empty() {
+            complete = snapshot.complete(wanted.agents, wanted.channels, complete);
+            if complete == wanted.agents.len() {
+                return Ok(snapshot);
+            }
         }
     }
 }
@@ -318,14 +323,14 @@ mod tests {
     #[test]
     fn a_snapshot_is_complete_when_the_named_machines_have_told_everything() {
         let mut snapshot = snapshot();
-        let agents = [machine("web-1").agent];
+        let agents = ["web-1", "web-2"].map(|name| machine(name).agent);
         let channels = [Channel::Status, Channel::Presence];
         saw(&mut snapshot, Channel::Presence, b"online");
-        assert!(!snapshot.has_all(&agents, &channels));
+        assert_eq!(snapshot.complete(&agents, &channels, 0), 0);
         let report = status(order(1), State::Succeeded).to_json();
         saw(&mut snapshot, Channel::Status, &report);
-        assert!(snapshot.has_all(&agents, &channels));
-        assert!(!snapshot.has_all(&[], &channels));
+        assert_eq!(snapshot.complete(&agents, &channels, 0), 1);
+        assert_eq!(snapshot.complete(&agents[..1], &channels, 1), 1);
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod mqtt;
 mod publisher;
 mod report;
 mod restart;
+mod scale;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
@@ -50,6 +51,8 @@ enum Part {
     Agent,
     /// `hoist deploy` to a fleet
     Fleet,
+    /// `hoist` with thousands of machines, which are simulated
+    Publisher,
 }
 
 /// Measures and prints.
@@ -73,15 +76,23 @@ pub fn run(options: &Options) -> Result<()> {
     if measures(Part::Fleet) {
         fleet::measure()?;
     }
+    if measures(Part::Publisher) {
+        allow_files(u64::try_from(scale::FILES)? + OTHER_FILES)?;
+        scale::measure(&runtime()?)?;
+    }
     Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime of the load generator")
 }
 
 fn brokers(options: &Options) -> Result<()> {
     allow_files(u64::from(options.clients) + OTHER_FILES)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime of the load generator")?;
+    let runtime = runtime()?;
     let site = Site::create("bench")?;
     let load = Load::prepare(usize::try_from(options.clients)?, &site)?;
     let mut measured: Vec<(Contestant, Vec<Measured>)> = Contestant::ALL
