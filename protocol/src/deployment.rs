@@ -38,6 +38,18 @@ pub struct Rollout {
     pub batches: u16,
 }
 
+/// Whether a deployment holds its machine: then it leaves everything as it is, also what it was about to begin.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub enum Held {
+    /// It does not.
+    #[default]
+    No,
+    /// Until a deployment comes that does not.
+    UntilReleased,
+    /// Until then, by the machine's clock; afterwards its target is carried out.
+    Until(Timestamp),
+}
+
 /// The parts of a [`Deployment`], not yet checked against each other.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub struct DeploymentParts {
@@ -51,10 +63,13 @@ pub struct DeploymentParts {
     pub expires: Timestamp,
     /// What to run.
     pub target: Target,
-    /// Whether the machine leaves everything as it is until a deployment comes that is not held.
-    pub held: bool,
+    /// Whether the machine leaves everything as it is.
+    pub held: Held,
     /// A deployment that ends as cancelled when it was not activated yet; the target is what stands instead.
     pub cancels: Option<DeploymentId>,
+    /// A deployment whose target this one only says again, with another expiry or hold. Where that one has failed,
+    /// this one is not tried; where it is unknown, or did not come to its end, this one is carried out.
+    pub renews: Option<DeploymentId>,
     /// Where it comes from.
     pub provenance: Provenance,
 }
@@ -76,6 +91,19 @@ pub enum DeploymentError {
     /// It would cancel itself.
     #[error("the deployment cancels itself")]
     CancelsItself,
+    /// It would say itself again.
+    #[error("the deployment renews itself")]
+    RenewsItself,
+    /// It would be over before the machine is let go.
+    #[error(
+        "the deployment holds the machine until {until}, and expires at {expires}, before that"
+    )]
+    Held {
+        /// How long it holds.
+        until: Timestamp,
+        /// When it would end.
+        expires: Timestamp,
+    },
     /// Its batch is none of its rollout's.
     #[error("the deployment is in batch {batch} of a rollout of {batches}")]
     Batch {
@@ -115,6 +143,17 @@ impl Deployment {
         }
         if parts.cancels == Some(parts.order.id) {
             return Err(DeploymentError::CancelsItself);
+        }
+        if parts.renews == Some(parts.order.id) {
+            return Err(DeploymentError::RenewsItself);
+        }
+        if let Held::Until(until) = parts.held
+            && until >= *expires
+        {
+            return Err(DeploymentError::Held {
+                until,
+                expires: *expires,
+            });
         }
         if let Some(Rollout { batch, batches, .. }) = parts.provenance.rollout
             && !(1..=batches).contains(&batch)
@@ -167,8 +206,8 @@ impl Deployment {
         postcard::to_stdvec(&self.0).expect("plain data always has a postcard form")
     }
 
-    /// Reads the signed bytes. Only [`TrustedKeys::verify`](crate::TrustedKeys::verify) calls this, after
-    /// the signatures held.
+    /// Reads the signed bytes. [`TrustedKeys::verify`](crate::TrustedKeys::verify) calls this after the
+    /// signatures held, and [`Draft::open`](crate::Draft::open) to show somebody what is to be signed.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let (deployment, rest) =
             postcard::take_from_bytes::<Self>(bytes).map_err(|_| DecodeError::Malformed)?;

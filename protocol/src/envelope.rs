@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::deployment::{DecodeError, Deployment, FORMAT};
+use crate::draft::{Draft, SignError};
 use crate::key::{PublicKey, SigningKey};
 use crate::limits::{DEPLOY_LEN, SIGNATURES};
 use crate::name::KeyName;
@@ -13,12 +14,17 @@ use crate::topic::Machine;
 /// Signed together with the payload, so that a signature for anything else is none for a deployment.
 const PREFIX: &[u8] = b"hoist deployment format 1\0";
 
+/// The exact bytes that a signature is over.
+pub(crate) fn signed_bytes(payload: &[u8]) -> Vec<u8> {
+    [PREFIX, payload].concat()
+}
+
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-struct Signature {
+pub(crate) struct Signature {
     /// Which key made it: a hint. What counts is whose public half it holds under.
-    key: KeyName,
+    pub(crate) key: KeyName,
     #[serde(with = "bytes64")]
-    bytes: [u8; 64],
+    pub(crate) bytes: [u8; 64],
 }
 
 /// serde knows arrays up to 32; a signature is two halves of that.
@@ -42,25 +48,40 @@ mod bytes64 {
 }
 
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-struct Envelope {
-    format: u8,
-    payload: Vec<u8>,
-    signatures: Vec<Signature>,
+pub(crate) struct Envelope {
+    pub(crate) format: u8,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) signatures: Vec<Signature>,
     /// Room for keys that trusted keys vouch for. Empty in format 1, and refused when it is not.
-    delegations: Vec<Vec<u8>>,
+    pub(crate) delegations: Vec<Vec<u8>>,
 }
 
-/// Why deployments cannot be signed so.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum SignError {
-    /// No key, or more keys than an envelope carries.
-    #[error("{0} signing keys were given; 1 to {SIGNATURES} can sign")]
-    Keys(usize),
-    /// The result is too large for the wire.
-    #[error(
-        "the signed deployment has {0} bytes; {DEPLOY_LEN} are allowed: shorten its health checks, caches or message"
-    )]
-    TooLong(usize),
+impl Envelope {
+    /// Takes an envelope apart, without believing anything in it.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, VerifyError> {
+        if bytes.len() > DEPLOY_LEN {
+            let error = DecodeError::TooLong {
+                found: bytes.len(),
+                max: DEPLOY_LEN,
+            };
+            return Err(VerifyError::Envelope(error));
+        }
+        // The format comes first in the bytes, so that another one is named rather than called damaged.
+        if let Some(&format) = bytes.first().filter(|format| **format != FORMAT) {
+            return Err(VerifyError::Envelope(DecodeError::Format(format)));
+        }
+        let (envelope, rest) = postcard::take_from_bytes::<Self>(bytes)
+            .map_err(|_| VerifyError::Envelope(DecodeError::Malformed))?;
+        if !rest.is_empty() {
+            return Err(VerifyError::Envelope(DecodeError::TrailingBytes(
+                rest.len(),
+            )));
+        }
+        if envelope.signatures.len() > SIGNATURES || !envelope.delegations.is_empty() {
+            return Err(VerifyError::Excess);
+        }
+        Ok(envelope)
+    }
 }
 
 /// Signs `deployment` with every key of `keys`; the result is what goes to the machine's `deploy` topic.
@@ -68,29 +89,11 @@ pub enum SignError {
 /// # Errors
 /// [`SignError`]
 pub fn sign(deployment: &Deployment, keys: &[SigningKey]) -> Result<Vec<u8>, SignError> {
-    if keys.is_empty() || keys.len() > SIGNATURES {
-        return Err(SignError::Keys(keys.len()));
+    let mut draft = Draft::new(deployment.clone());
+    for key in keys {
+        draft.sign(key)?;
     }
-    let payload = deployment.encode();
-    let message = [PREFIX, &payload].concat();
-    let signatures = keys
-        .iter()
-        .map(|key| Signature {
-            key: key.name().clone(),
-            bytes: key.sign(&message),
-        })
-        .collect();
-    let envelope = Envelope {
-        format: FORMAT,
-        payload,
-        signatures,
-        delegations: Vec::new(),
-    };
-    let bytes = postcard::to_stdvec(&envelope).expect("plain data always has a postcard form");
-    if bytes.len() > DEPLOY_LEN {
-        return Err(SignError::TooLong(bytes.len()));
-    }
-    Ok(bytes)
+    draft.finish()
 }
 
 /// The SHA-256 of a received message, in hexadecimal: what a message is known by when nothing in it could be
@@ -255,28 +258,8 @@ impl TrustedKeys {
         bytes: &[u8],
         machine: &Machine,
     ) -> Result<VerifiedDeployment, VerifyError> {
-        if bytes.len() > DEPLOY_LEN {
-            let error = DecodeError::TooLong {
-                found: bytes.len(),
-                max: DEPLOY_LEN,
-            };
-            return Err(VerifyError::Envelope(error));
-        }
-        // The format comes first in the bytes, so that another one is named rather than called damaged.
-        if let Some(&format) = bytes.first().filter(|format| **format != FORMAT) {
-            return Err(VerifyError::Envelope(DecodeError::Format(format)));
-        }
-        let (envelope, rest) = postcard::take_from_bytes::<Envelope>(bytes)
-            .map_err(|_| VerifyError::Envelope(DecodeError::Malformed))?;
-        if !rest.is_empty() {
-            return Err(VerifyError::Envelope(DecodeError::TrailingBytes(
-                rest.len(),
-            )));
-        }
-        if envelope.signatures.len() > SIGNATURES || !envelope.delegations.is_empty() {
-            return Err(VerifyError::Excess);
-        }
-        let message = [PREFIX, &envelope.payload].concat();
+        let envelope = Envelope::read(bytes)?;
+        let message = signed_bytes(&envelope.payload);
         let signers: Vec<&PublicKey> = self
             .keys
             .iter()

@@ -9,6 +9,7 @@ mod closure;
 mod closures;
 mod conversions;
 mod deployment;
+mod draft;
 mod envelope;
 mod exit;
 mod key;
@@ -31,11 +32,10 @@ pub use closure::{
 };
 pub use closures::Closures;
 pub use deployment::{
-    DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Provenance, Rollout,
+    DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Held, Provenance, Rollout,
 };
-pub use envelope::{
-    SignError, TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, digest, sign,
-};
+pub use draft::{AddError, Draft, SignError};
+pub use envelope::{TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, digest, sign};
 pub use exit::Exit;
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use name::{AgentName, FleetName, KeyName, NameError, nearest};

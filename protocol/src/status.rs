@@ -146,6 +146,8 @@ reasons! {
     Unsupported "unsupported";
     /// It names a deployment to go back to that the machine's ledger does not hold.
     UnknownDeployment "unknown_deployment";
+    /// It was to cancel a deployment that had been activated by then.
+    TooLate "too_late";
     /// No binary cache has the path.
     MissingPath "missing_path";
     /// A binary cache has the path, but no trusted cache key signed it.

@@ -20,6 +20,8 @@ pub enum Goal {
     Closure(StorePath),
     /// What the machine itself once verified and ran, by name: never a path that came over the wire.
     Rollback(RollbackTo),
+    /// What it runs at that moment: nothing is fetched or activated.
+    Stay,
 }
 
 /// Which of its former systems a machine goes back to; it resolves this in its own ledger.
@@ -228,8 +230,8 @@ pub enum TargetError {
         /// The longest allowed, in ms.
         max: u64,
     },
-    /// A rollback brings something that only a closure from elsewhere needs.
-    #[error("a rollback takes no {0}: the machine has what it ran")]
+    /// A rollback, or what leaves the machine as it is, brings something that only a closure from elsewhere needs.
+    #[error("only a closure takes {0}: the machine has what it ran")]
     Rollback(&'static str),
     /// The kind of closure cannot do that.
     #[error("the action `{action}` is not for closures of kind `{kind}`")]
@@ -259,7 +261,7 @@ impl Target {
             (!self.substituter_keys.is_empty(), "substituter keys"),
             (self.closure_digest.is_some(), "closure digest"),
         ];
-        if matches!(self.goal, Goal::Rollback(_))
+        if !matches!(self.goal, Goal::Closure(_))
             && let Some((_, what)) = brings.into_iter().find(|(brings, _)| *brings)
         {
             return Err(TargetError::Rollback(what));

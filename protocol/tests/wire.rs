@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic")]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use hoist_protocol::{
     Action, AgentName, CacheKey, ClosureFile, Deployment, DeploymentId, DeploymentParts, Endpoint,
-    FleetName, Goal, HealthCheck, History, HttpUrl, KeyName, Kind, LogLine, Machine, Order, Probe,
-    ProfileName, Provenance, PublicKey, RollbackTo, Rollout, SigningKey, Specialisation, State,
-    Status, StorePath, SubstituterUrl, System, Target, Text, Timestamp, TrustedKeys,
+    FleetName, Goal, HealthCheck, Held, History, HttpUrl, KeyName, Kind, LogLine, Machine, Order,
+    Probe, ProfileName, Provenance, PublicKey, RollbackTo, Rollout, SigningKey, Specialisation,
+    State, Status, StorePath, SubstituterUrl, System, Target, Text, Timestamp, TrustedKeys,
     TrustedKeysError, UnitName, UnitsFailed, VerifyError, sign,
 };
 use proptest::prelude::*;
@@ -72,8 +73,9 @@ fn full_parts() -> DeploymentParts {
             ],
             ..Target::new(Goal::Closure(path("nixos-system-web-1")))
         },
-        held: true,
+        held: Held::UntilReleased,
         cancels: Some(id(3)),
+        renews: Some(id(5)),
         provenance: Provenance {
             revision: Some(Text::new("4f2c").unwrap()),
             run_url: Some(Text::new("https://ci.example.org/1").unwrap()),
@@ -120,13 +122,17 @@ fn version_1_of_a_signed_deployment_keeps_its_bytes() {
 
 #[test]
 fn version_1_of_a_signed_rollback_keeps_its_bytes() {
-    let goals = [RollbackTo::Deployment(id(1)), RollbackTo::Before(id(2))];
+    let goals = [
+        Goal::Rollback(RollbackTo::Deployment(id(1))),
+        Goal::Rollback(RollbackTo::Before(id(2))),
+        Goal::Stay,
+    ];
     let signed: Vec<String> = goals
         .into_iter()
-        .map(|to| {
-            let target = Target::new(Goal::Rollback(to));
+        .map(|goal| {
             let parts = DeploymentParts {
-                target,
+                target: Target::new(goal),
+                held: Held::Until(full_parts().issued.plus(Duration::from_secs(60))),
                 provenance: Provenance::default(),
                 ..full_parts()
             };
@@ -308,6 +314,12 @@ fn a_deployment_whose_parts_do_not_hold_together_is_none() {
     assert!(parts(&|p| p.target.activation_timeout_ms = u64::MAX).is_err());
     assert!(parts(&|p| p.target.goal = Goal::Rollback(RollbackTo::Before(id(1)))).is_err());
     assert!(parts(&|p| p.cancels = Some(p.order.id)).is_err());
+    assert!(parts(&|p| p.renews = Some(p.order.id)).is_err());
+    assert!(parts(&|p| p.held = Held::Until(p.expires)).is_err());
+    assert!(
+        parts(&|p| p.target.goal = Goal::Stay).is_err(),
+        "with caches"
+    );
     assert!(
         parts(&|p| p.target.action = Action::Boot).is_err(),
         "of a specialisation"

@@ -12,10 +12,11 @@
 use std::time::Duration;
 
 use hoist_protocol::{
-    Action, Deployment, Goal, Machine, PublicKey, SigningKey, State, Status, Target, Timestamp,
+    Action, Deployment, Goal, Held, Machine, PublicKey, State, Status, Target, Timestamp,
     TrustedKeys, TrustedKeysError, digest,
 };
 
+use crate::signer::Signer;
 use crate::snapshot::Seen;
 
 /// Judges who has a target already.
@@ -32,11 +33,11 @@ impl Already {
     /// # Errors
     /// [`TrustedKeysError`] when there is no key, or one twice.
     pub fn new(
-        keys: &[SigningKey],
+        keys: &[Signer],
         now: Timestamp,
         valid_for: Duration,
     ) -> Result<Self, TrustedKeysError> {
-        let public: Vec<PublicKey> = keys.iter().map(SigningKey::public).collect();
+        let public: Vec<PublicKey> = keys.iter().map(Signer::public).collect();
         let required = public.len();
         Ok(Self {
             keys: TrustedKeys::with_policy(public, required, Vec::new())?,
@@ -59,7 +60,7 @@ impl Already {
         }
         let verified = self.keys.verify(retained, machine).ok()?;
         let deployment = verified.deployment();
-        let is_same = deployment.target() == target && !deployment.parts().held;
+        let is_same = deployment.target() == target && deployment.parts().held == Held::No;
         let lasts = deployment.expires() >= self.now.plus(self.valid_for / 2);
         let is_refused = (status.refused.as_ref())
             .is_some_and(|refused| refused.refused_digest == digest(retained));
@@ -89,8 +90,8 @@ mod tests {
     use hoist_protocol::{KnownOrders, Provenance, Reason, Refused, StorePath, Text};
 
     use super::*;
-    use crate::plan::Orders;
-    use crate::testing::{id, key, machine, status};
+    use crate::plan::{Orders, Wish};
+    use crate::testing::{block_on, id, key, machine, status};
 
     const NOW: Timestamp = Timestamp::from_ms(1_795_000_000_000);
     const MONTH: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -102,22 +103,25 @@ mod tests {
         .unwrap()
     }
 
+    fn signers(keys: &[&str]) -> Vec<Signer> {
+        keys.iter().map(|name| Signer::Key(key(name))).collect()
+    }
+
     fn target() -> Target {
         Target::new(Goal::Closure(path("a")))
     }
 
-    fn done(target: Target, keys: &[SigningKey]) -> Seen {
+    fn done(target: Target, keys: &[&str]) -> Seen {
         let orders = Orders {
-            keys,
+            signers: &signers(keys),
             provenance: &Provenance::default(),
             valid_for: MONTH,
             raise_epoch: false,
             now: NOW,
         };
         let known = KnownOrders::default();
-        let signed = orders
-            .sign(machine("web-1"), target, known, id(1), None)
-            .unwrap();
+        let wish = Wish::of(target);
+        let signed = block_on(orders.sign(machine("web-1"), wish, known, id(1))).unwrap();
         let mut status = status(signed.order, State::Succeeded);
         for said in [
             &mut status.path,
@@ -134,23 +138,23 @@ mod tests {
         }
     }
 
-    fn has(seen: &Seen, target: &Target, keys: &[SigningKey], valid_for: Duration) -> bool {
-        let already = Already::new(keys, NOW, valid_for).unwrap();
+    fn has(seen: &Seen, target: &Target, keys: &[&str], valid_for: Duration) -> bool {
+        let already = Already::new(&signers(keys), NOW, valid_for).unwrap();
         already.by(&machine("web-1"), seen, target).is_some()
     }
 
     fn leaves_out(seen: &Seen) -> bool {
-        has(seen, &target(), &[key("ci")], MONTH)
+        has(seen, &target(), &["ci"], MONTH)
     }
 
     #[test]
     fn a_machine_that_has_carried_out_the_same_deployment_is_left_out() {
-        assert!(leaves_out(&done(target(), &[key("ci")])));
+        assert!(leaves_out(&done(target(), &["ci"])));
     }
 
     #[test]
     fn whatever_else_would_be_signed_is_published() {
-        let seen = done(target(), &[key("ci")]);
+        let seen = done(target(), &["ci"]);
         let wanted: [fn(&mut Target); 3] = [
             |target| target.goal = Goal::Closure(path("b")),
             |target| target.confirm_timeout_ms += 1,
@@ -159,20 +163,20 @@ mod tests {
         for change in wanted {
             let mut target = target();
             change(&mut target);
-            assert!(!has(&seen, &target, &[key("ci")], MONTH), "{target:?}");
+            assert!(!has(&seen, &target, &["ci"], MONTH), "{target:?}");
         }
     }
 
     #[test]
     fn the_word_of_a_machine_is_not_enough() {
-        let mut seen = done(target(), &[key("ci")]);
+        let mut seen = done(target(), &["ci"]);
         seen.deploy = None;
         assert!(!leaves_out(&seen));
         seen.deploy = Some(b"junk".to_vec());
         assert!(!leaves_out(&seen));
-        assert!(!leaves_out(&done(target(), &[key("other")])));
-        let both = [key("ci"), key("boss")];
-        assert!(!has(&done(target(), &[key("ci")]), &target(), &both, MONTH));
+        assert!(!leaves_out(&done(target(), &["other"])));
+        let both = ["ci", "boss"];
+        assert!(!has(&done(target(), &["ci"]), &target(), &both, MONTH));
         assert!(has(&done(target(), &both), &target(), &both, MONTH));
     }
 
@@ -189,18 +193,18 @@ mod tests {
             |status| status.boot_default_path = Some(path("b")),
         ];
         for (n, change) in changes.into_iter().enumerate() {
-            let mut seen = done(target(), &[key("ci")]);
+            let mut seen = done(target(), &["ci"]);
             change(seen.status.as_mut().unwrap());
             assert!(!leaves_out(&seen), "change {n}");
         }
-        let mut silent = done(target(), &[key("ci")]);
+        let mut silent = done(target(), &["ci"]);
         silent.status = None;
         assert!(!leaves_out(&silent));
     }
 
     #[test]
     fn one_that_refuses_the_very_bytes_gets_others() {
-        let mut seen = done(target(), &[key("ci")]);
+        let mut seen = done(target(), &["ci"]);
         let refused_digest = digest(seen.deploy.as_ref().unwrap());
         seen.status.as_mut().unwrap().refused = Some(Refused {
             refused_digest,
@@ -215,15 +219,15 @@ mod tests {
     fn what_only_tries_or_waits_for_a_boot_is_tried_again() {
         for action in [Action::Boot, Action::Test, Action::DryActivate] {
             let target = Target { action, ..target() };
-            let seen = done(target.clone(), &[key("ci")]);
-            assert!(!has(&seen, &target, &[key("ci")], MONTH), "{action}");
+            let seen = done(target.clone(), &["ci"]);
+            assert!(!has(&seen, &target, &["ci"], MONTH), "{action}");
         }
     }
 
     #[test]
     fn a_deployment_that_ends_soon_is_published_anew() {
-        let seen = done(target(), &[key("ci")]);
-        assert!(has(&seen, &target(), &[key("ci")], MONTH * 2));
-        assert!(!has(&seen, &target(), &[key("ci")], MONTH * 3));
+        let seen = done(target(), &["ci"]);
+        assert!(has(&seen, &target(), &["ci"], MONTH * 2));
+        assert!(!has(&seen, &target(), &["ci"], MONTH * 3));
     }
 }

@@ -5,10 +5,16 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use hoist_certs::program::{LogArgs, report};
 
+use crate::commands::cancel::{CANCEL_EXAMPLES, CancelArgs};
 use crate::commands::deploy::{DEPLOY_EXAMPLES, DeployArgs};
 use crate::commands::flake::{BUILD_EXAMPLES, BuildArgs, PUSH_EXAMPLES, PushArgs};
+use crate::commands::hold::{HOLD_EXAMPLES, HoldArgs};
 use crate::commands::logs::LogsArgs;
-use crate::commands::rollback::RollbackArgs;
+use crate::commands::refresh::{REFRESH_EXAMPLES, RefreshArgs};
+use crate::commands::release::{RELEASE_EXAMPLES, ReleaseArgs};
+use crate::commands::retry::{RETRY_EXAMPLES, RetryArgs};
+use crate::commands::rollback::{ROLLBACK_EXAMPLES, RollbackArgs};
+use crate::commands::sign::{SIGN_EXAMPLES, SignArgs};
 use crate::commands::status::StatusArgs;
 use crate::commands::{self, CommandError};
 use crate::console::print;
@@ -60,9 +66,27 @@ enum Command {
     Status(StatusArgs),
     /// Show the end of what a machine's newest deployment said, or with --follow what it says
     Logs(LogsArgs),
-    /// Send a machine back to what it ran before, by the id of a deployment
-    #[command(after_help = EXIT_CODES)]
+    /// Send machines back to what they ran before, by the id of a deployment
+    #[command(after_help = format!("{ROLLBACK_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
     Rollback(Box<RollbackArgs>),
+    /// Have machines leave everything as it is, until they are released or for a time
+    #[command(after_help = format!("{HOLD_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
+    Hold(Box<HoldArgs>),
+    /// Let machines go that `hoist hold` holds
+    #[command(after_help = format!("{RELEASE_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
+    Release(Box<ReleaseArgs>),
+    /// Cancel what machines have not begun to activate
+    #[command(after_help = format!("{CANCEL_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
+    Cancel(Box<CancelArgs>),
+    /// Try the newest deployment again where it failed
+    #[command(after_help = format!("{RETRY_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
+    Retry(Box<RetryArgs>),
+    /// Renew the expiry of what machines shall run
+    #[command(after_help = format!("{REFRESH_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
+    Refresh(Box<RefreshArgs>),
+    /// Add a signature to deployments that somebody else has prepared
+    #[command(after_help = SIGN_EXAMPLES)]
+    Sign(SignArgs),
 }
 
 /// The program: reads the command line, runs the command, and says what went wrong.
@@ -76,7 +100,13 @@ pub fn main() -> ExitCode {
         Command::Push(_) => ("push", false),
         Command::Status(args) => ("status", args.json),
         Command::Logs(args) => ("logs", args.json),
-        Command::Rollback(args) => ("rollback", args.follow.json),
+        Command::Rollback(args) => ("rollback", args.chosen.follow.json),
+        Command::Hold(args) => ("hold", args.chosen.follow.json),
+        Command::Release(args) => ("release", args.chosen.follow.json),
+        Command::Cancel(args) => ("cancel", args.chosen.follow.json),
+        Command::Retry(args) => ("retry", args.chosen.follow.json),
+        Command::Refresh(args) => ("refresh", args.chosen.follow.json),
+        Command::Sign(args) => ("sign", args.json),
     };
     let exit = run(cli).unwrap_or_else(|error| {
         let exit = error.exit();
@@ -99,6 +129,12 @@ fn run(cli: Cli) -> Result<Exit, CommandError> {
             Command::Status(args) => commands::status::run(&args, cli.settings).await,
             Command::Logs(args) => commands::logs::run(&args, cli.settings).await,
             Command::Rollback(args) => commands::rollback::run(&args, cli.settings).await,
+            Command::Hold(args) => commands::hold::run(&args, cli.settings).await,
+            Command::Release(args) => commands::release::run(&args, cli.settings).await,
+            Command::Cancel(args) => commands::cancel::run(&args, cli.settings).await,
+            Command::Retry(args) => commands::retry::run(&args, cli.settings).await,
+            Command::Refresh(args) => commands::refresh::run(&args, cli.settings).await,
+            Command::Sign(args) => commands::sign::run(&args, cli.settings).await,
         }
     })
 }

@@ -24,6 +24,8 @@ pub mod rollout;
 pub mod said;
 pub mod select;
 pub mod settings;
+pub mod signed_file;
+pub mod signer;
 pub mod snapshot;
 pub mod spec;
 #[cfg(test)]

@@ -18,6 +18,12 @@ pub enum Outcome {
     Staged,
     /// The machine says what it would do, and did nothing.
     DryActivated,
+    /// The machine leaves everything as it is, as it was told.
+    Holds,
+    /// It was signed and written into a file, for others to sign.
+    Prepared,
+    /// There was nothing to do for the machine, and nothing was published.
+    Skipped,
     /// It was published and read back, and is not waited for.
     Published,
     /// It did not get to the machine's topic.
@@ -85,6 +91,9 @@ impl Outcome {
             Self::Unchanged => "unchanged",
             Self::Staged => "staged",
             Self::DryActivated => "dry_activated",
+            Self::Holds => "holds",
+            Self::Skipped => "skipped",
+            Self::Prepared => "prepared",
             Self::Published => "published",
             Self::NotPublished => "not_published",
             Self::NotBegun => "not_begun",
@@ -108,7 +117,14 @@ impl Outcome {
     pub const fn is_good(self) -> bool {
         matches!(
             self,
-            Self::Succeeded | Self::Unchanged | Self::Staged | Self::DryActivated | Self::Published
+            Self::Succeeded
+                | Self::Unchanged
+                | Self::Staged
+                | Self::DryActivated
+                | Self::Holds
+                | Self::Skipped
+                | Self::Prepared
+                | Self::Published
         )
     }
 
@@ -116,7 +132,7 @@ impl Outcome {
     fn exit(self) -> Exit {
         let reported = |state: &&State| Self::of(**state) == Some(self);
         match self {
-            Self::Published => Exit::Ok,
+            Self::Holds | Self::Skipped | Self::Prepared | Self::Published => Exit::Ok,
             Self::NotPublished => Exit::Error,
             // The rollout stopped because of others, which say why.
             Self::NotBegun => Exit::Failed,
@@ -137,6 +153,9 @@ impl Outcome {
             // The messages of the last six are the publisher's own and say what to do already.
             Self::Succeeded
             | Self::Unchanged
+            | Self::Holds
+            | Self::Skipped
+            | Self::Prepared
             | Self::Published
             | Self::NotBegun
             | Self::Superseded
@@ -167,7 +186,7 @@ impl fmt::Display for Outcome {
 pub const EXIT_CODES: &str = "\
 Exit codes:
   0    every machine that was waited for runs the deployment (also: staged, it will with its next boot;
-       dry activated, it said what would change)
+       dry activated, it said what would change; skipped, there was nothing to do)
   1    error: nothing, or not everything, was published; the message says which
   2    usage: the command line, a setting or the spec is not valid; nothing was done
   3    failed on a machine (also: conflict, and rollback failed, which needs somebody now), or the rollout

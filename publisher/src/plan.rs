@@ -1,19 +1,20 @@
 //! What is signed: one deployment for one machine, ordered after all that is known of it.
 //!
-//! A [`Target`] comes from the operator's spec or names a deployment by id. Of what was read from the broker
-//! only two numbers get in, the epoch and the sequence, and both are bounded by [`Order::next`]: a publisher
-//! never signs a path that it read from the wire.
+//! A [`Target`] comes from the operator's spec, names a deployment by id, or was signed before with keys that are
+//! trusted here. Of what nobody signed only two numbers get in, the epoch and the sequence, and both are bounded by
+//! [`Order::next`]: a publisher never signs a path that it read from the wire.
 
 use std::time::Duration;
 
 use hoist_protocol::{
-    Deployment, DeploymentError, DeploymentId, DeploymentParts, KnownOrders, Machine, Order,
-    Provenance, Rollout, SequenceError, SignError, SigningKey, Target, Text, Timestamp, digest,
-    sign,
+    Deployment, DeploymentError, DeploymentId, DeploymentParts, Draft, Held, KeyName, KnownOrders,
+    Machine, Order, Provenance, Rollout, SequenceError, SignError, Target, Text, Timestamp, digest,
 };
 
+use crate::signer::{Signer, SignerError};
+
 /// Why a deployment cannot be made.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// It cannot be ordered after what is known.
     #[error("no order above the known ones can be chosen")]
@@ -27,12 +28,47 @@ pub enum PlanError {
     /// It cannot be signed.
     #[error("the deployment cannot be signed")]
     Sign(#[source] SignError),
+    /// Nobody signed it.
+    #[error("the deployment was not signed by the key `{0}`")]
+    Signer(KeyName, #[source] SignerError),
+}
+
+/// What is wished for one machine.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Wish {
+    /// What it runs.
+    pub target: Target,
+    /// Whether it is held.
+    pub held: Held,
+    /// Which deployment ends by it.
+    pub cancels: Option<DeploymentId>,
+    /// Which deployment it only says again.
+    pub renews: Option<DeploymentId>,
+    /// Which rollout it is part of.
+    pub rollout: Option<Rollout>,
+    /// Where the target comes from, when it was signed before: its revision and run stay what they were.
+    pub origin: Option<Provenance>,
+}
+
+impl Wish {
+    /// That it runs this.
+    #[must_use]
+    pub const fn of(target: Target) -> Self {
+        Self {
+            target,
+            held: Held::No,
+            cancels: None,
+            renews: None,
+            rollout: None,
+            origin: None,
+        }
+    }
 }
 
 /// What all machines of one run have in common.
 pub struct Orders<'a> {
-    /// The keys that sign.
-    pub keys: &'a [SigningKey],
+    /// Who signs.
+    pub signers: &'a [Signer],
     /// Where the deployments come from.
     pub provenance: &'a Provenance,
     /// How long they are valid.
@@ -52,48 +88,86 @@ pub struct Signed {
     pub order: Order,
     /// When it ends.
     pub expires: Timestamp,
+    /// Whether it holds the machine: then being held is what was asked for.
+    pub holds: bool,
     /// What goes to the machine's `deploy` topic.
     pub envelope: Vec<u8>,
     /// What the machine calls the envelope when it trusts nothing in it.
     pub digest: Text<64>,
 }
 
+impl Signed {
+    /// A draft with the signatures that it has.
+    ///
+    /// # Errors
+    /// [`SignError`]
+    pub fn new(draft: &Draft) -> Result<Self, SignError> {
+        let envelope = draft.finish()?;
+        let deployment = draft.deployment();
+        Ok(Self {
+            machine: deployment.machine().clone(),
+            order: deployment.order(),
+            expires: deployment.expires(),
+            holds: deployment.parts().held != Held::No,
+            digest: digest(&envelope),
+            envelope,
+        })
+    }
+}
+
 impl Orders<'_> {
-    /// Orders, builds and signs the deployment of `target` on `machine`, alone or as part of a rollout.
+    /// Orders, builds and signs a deployment.
     ///
     /// # Errors
     /// [`PlanError`]
-    pub fn sign(
+    pub async fn sign(
         &self,
         machine: Machine,
-        target: Target,
+        wish: Wish,
         known: KnownOrders,
         id: DeploymentId,
-        rollout: Option<Rollout>,
     ) -> Result<Signed, PlanError> {
-        let order = self.order(known, id)?;
+        let mut draft = self.draft(machine, wish, known, id)?;
+        for signer in self.signers {
+            let signed = signer.sign(&mut draft).await;
+            signed.map_err(|error| PlanError::Signer(signer.name().clone(), error))?;
+        }
+        Signed::new(&draft).map_err(PlanError::Sign)
+    }
+
+    /// Orders and builds a deployment, and sees to it that it could be signed.
+    ///
+    /// # Errors
+    /// [`PlanError`]
+    pub fn draft(
+        &self,
+        machine: Machine,
+        wish: Wish,
+        known: KnownOrders,
+        id: DeploymentId,
+    ) -> Result<Draft, PlanError> {
+        let origin = wish.origin.unwrap_or_else(|| self.provenance.clone());
         let deployment = Deployment::new(DeploymentParts {
-            machine: machine.clone(),
-            order,
+            machine,
+            order: self.order(known, id)?,
             issued: self.now,
             expires: self.now.plus(self.valid_for),
-            target,
-            held: false,
-            cancels: None,
+            target: wish.target,
+            held: wish.held,
+            cancels: wish.cancels,
+            renews: wish.renews,
             provenance: Provenance {
-                rollout,
+                revision: origin.revision,
+                run_url: origin.run_url,
+                rollout: wish.rollout,
                 ..self.provenance.clone()
             },
         })
         .map_err(PlanError::Deployment)?;
-        let envelope = sign(&deployment, self.keys).map_err(PlanError::Sign)?;
-        Ok(Signed {
-            machine,
-            order,
-            expires: deployment.expires(),
-            digest: digest(&envelope),
-            envelope,
-        })
+        let draft = Draft::new(deployment);
+        let names: Vec<&KeyName> = self.signers.iter().map(Signer::name).collect();
+        draft.check_room(&names).map_err(PlanError::Sign)?;
+        Ok(draft)
     }
 
     fn order(&self, known: KnownOrders, id: DeploymentId) -> Result<Order, PlanError> {
@@ -119,20 +193,21 @@ mod tests {
     use hoist_protocol::{Goal, RollbackTo, TrustedKeys};
 
     use super::*;
-    use crate::testing::{id, key, machine};
+    use crate::testing::{block_on, id, key, machine};
 
     const NOW: Timestamp = Timestamp::from_ms(1_795_000_000_000);
 
     fn signed(raise_epoch: bool, known: KnownOrders) -> Result<Signed, PlanError> {
         let orders = Orders {
-            keys: &[key("ci")],
+            signers: &[Signer::Key(key("ci"))],
             provenance: &Provenance::default(),
             valid_for: Duration::from_secs(60),
             raise_epoch,
             now: NOW,
         };
         let goal = Goal::Rollback(RollbackTo::Deployment(id(1)));
-        orders.sign(machine("web-1"), Target::new(goal), known, id(9), None)
+        let wish = Wish::of(Target::new(goal));
+        block_on(orders.sign(machine("web-1"), wish, known, id(9)))
     }
 
     #[test]
@@ -165,6 +240,6 @@ mod tests {
             retained: None,
             floor: Some((u32::MAX, 1)),
         };
-        assert_eq!(signed(true, known).unwrap_err(), PlanError::Epoch);
+        assert!(matches!(signed(true, known), Err(PlanError::Epoch)));
     }
 }

@@ -1,6 +1,6 @@
 //! How a run ended, as a table for people and as JSON for programs.
 //!
-//! The JSON of `hoist deploy --json` and `hoist rollback --json`, schema 1; fields are only ever added:
+//! The JSON of `hoist deploy --json` and of every other command that publishes, schema 1; fields are only ever added:
 //!
 //! ```json
 //! { "schema": 1, "command": "deploy", "fleet": "prod", "exit_code": 4, "seconds": 12.5,
@@ -85,7 +85,7 @@ impl Closure {
         Self {
             path: match &target.goal {
                 Goal::Closure(path) => Some(path.clone()),
-                Goal::Rollback(_) => None,
+                Goal::Rollback(_) | Goal::Stay => None,
             },
             digest: target.closure_digest,
         }
@@ -103,7 +103,8 @@ pub struct MachineReport {
     pub reason: Option<Reason>,
     /// Why, for people.
     pub message: Text<1024>,
-    /// Whether nothing was published for it, since it has carried out the same deployment already.
+    /// Whether nothing was published for it, since it has carried out the same deployment already, or since there was
+    /// nothing to do.
     pub skipped: bool,
     /// The deployment, of one that was skipped that which it has; none when none was made.
     pub id: Option<DeploymentId>,
@@ -177,6 +178,16 @@ impl MachineReport {
             warnings: said.warnings.clone(),
             log_lines: said.log_lines,
             log_tail: said.log_tail.clone(),
+        }
+    }
+
+    /// For a machine for which there is nothing to do.
+    #[must_use]
+    pub fn nothing_to_do(agent: AgentName, why: &str) -> Self {
+        Self {
+            skipped: true,
+            outcome: Outcome::Skipped,
+            ..Self::unsigned(agent, why, Closure::default())
         }
     }
 
@@ -340,7 +351,14 @@ impl Report {
     }
 
     fn table_on(&self, page: Page) -> String {
-        let rows = self.machines.iter().map(MachineReport::row).collect();
+        // Those with nothing to do were named together, and would hide the others here.
+        let shown = |machine: &&MachineReport| machine.outcome != Outcome::Skipped;
+        let rows: Vec<_> = (self.machines.iter().filter(shown))
+            .map(MachineReport::row)
+            .collect();
+        if rows.is_empty() {
+            return String::new();
+        }
         render(
             page,
             &["MACHINE", "OUTCOME", "CLOSURE", "DEPLOYMENT", "DETAIL"],

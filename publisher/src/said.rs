@@ -109,6 +109,7 @@ pub const fn advice(reason: Reason) -> Option<&'static str> {
         | Reason::DiskFull
         | Reason::FetchFailed
         | Reason::UnknownDeployment
+        | Reason::TooLate
         | Reason::EpochNotAllowed
         | Reason::TooFarAhead
         | Reason::NotConfirmed => "",

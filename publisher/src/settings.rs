@@ -1,5 +1,6 @@
 //! Settings: flags before environment variables before the configuration file, each named when it is wrong.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -9,12 +10,13 @@ use hoist_certs::{
     ClientTls, Credentials, Pem, Role, SigningKeyError, SigningKeySource, TlsError, files,
 };
 use hoist_protocol::{
-    BrokerUrl, CacheKey, FleetName, PublicKey, SigningKey, SubstituterUrl, TrustedKeys,
-    TrustedKeysError,
+    BrokerUrl, CacheKey, FleetName, PublicKey, SubstituterUrl, TrustedKeys, TrustedKeysError,
 };
 use serde::Deserialize;
 
 use crate::flake::CacheUrl;
+use crate::signer::{Signer, SignerCommand};
+use crate::spec::Aliases;
 
 /// The settings as flags, unparsed: where a bad value came from is said by [`Origin`].
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -52,6 +54,17 @@ pub struct SigningFlags {
     /// [env: HOIST_TRUSTED_KEYS, separated by commas]
     #[arg(long = "trusted-key", value_name = "KEY")]
     pub trusted_keys: Vec<String>,
+    /// Command that signs, for KMS and hardware keys: it gets the bytes to sign on standard input, and writes the base64 of the
+    /// Ed25519 signature [env: HOIST_SIGNER]
+    #[arg(long, value_name = "COMMAND")]
+    pub signer: Option<String>,
+    /// Public half of the key that this command uses, hoist-NAME:base64 [env: HOIST_SIGNER_KEY]
+    #[arg(long, value_name = "KEY")]
+    pub signer_key: Option<String>,
+    /// How many of the trusted keys have to sign each deployment, as the machines' own `required_signatures`
+    /// [default: 1] [env: HOIST_REQUIRED_SIGNATURES]
+    #[arg(long, value_name = "NUMBER")]
+    pub required_signatures: Option<String>,
 }
 
 /// What a configuration file may hold; every key is a setting of the same name.
@@ -67,6 +80,9 @@ struct File {
     signing_key: OneOrMany,
     #[serde(default)]
     trusted_keys: Vec<String>,
+    required_signatures: Option<usize>,
+    #[serde(default)]
+    aliases: BTreeMap<String, String>,
     #[serde(default)]
     substituters: Vec<String>,
     #[serde(default)]
@@ -178,6 +194,9 @@ pub enum SettingsError {
     /// A signing key cannot be used.
     #[error("the signing key of {0} cannot be used")]
     SigningKey(Origin, #[source] SigningKeyError),
+    /// A command that signs comes without the key that it uses, or the other way round.
+    #[error("{0} is given without {1}: what the command answers is checked against its public key")]
+    Signer(&'static str, &'static str),
     /// The keys cannot be used together.
     #[error("the signing keys and trusted keys do not fit together")]
     Keys(#[source] TrustedKeysError),
@@ -261,6 +280,24 @@ const TRUSTED_KEYS: Names = Names {
     variable: "HOIST_TRUSTED_KEYS",
     key: "trusted_keys",
 };
+const SIGNER: Names = Names {
+    what: "signer",
+    flag: "--signer",
+    variable: "HOIST_SIGNER",
+    key: "signer",
+};
+const SIGNER_KEY: Names = Names {
+    what: "signer's public key",
+    flag: "--signer-key",
+    variable: "HOIST_SIGNER_KEY",
+    key: "signer_key",
+};
+const REQUIRED_SIGNATURES: Names = Names {
+    what: "number of required signatures",
+    flag: "--required-signatures",
+    variable: "HOIST_REQUIRED_SIGNATURES",
+    key: "required_signatures",
+};
 const SUBSTITUTERS: Names = Names {
     what: "substituter",
     flag: "--substituter",
@@ -315,7 +352,9 @@ pub struct Caller {
 #[derive(Debug)]
 pub struct Keys {
     /// Those that sign.
-    pub signing: Vec<SigningKey>,
+    pub signing: Vec<Signer>,
+    /// How many of the trusted ones have to have signed what counts.
+    pub required: usize,
     /// Their public halves and those of other publishers.
     pub trusted: TrustedKeys,
 }
@@ -399,15 +438,25 @@ impl<'a> Settings<'a> {
     /// # Errors
     /// [`SettingsError`]
     pub fn keys(&self, flags: &SigningFlags) -> Result<Keys, SettingsError> {
+        let keys = self.trusted(flags);
+        match keys {
+            Ok(keys) if keys.signing.is_empty() => Err(self.missing(&SIGNING_KEY)),
+            Err(SettingsError::Missing { .. }) => Err(self.missing(&SIGNING_KEY)),
+            keys => keys,
+        }
+    }
+
+    /// The same for somebody who may have no signing key, and only tells who has signed.
+    ///
+    /// # Errors
+    /// [`SettingsError`]
+    pub fn trusted(&self, flags: &SigningFlags) -> Result<Keys, SettingsError> {
         let in_file = match &self.file.signing_key {
             OneOrMany::One(text) => std::slice::from_ref(text),
             OneOrMany::Many(texts) => texts,
         };
         let given = self.many(&SIGNING_KEY, &flags.signing_key, in_file);
-        if given.is_empty() {
-            return Err(self.missing(&SIGNING_KEY));
-        }
-        let mut signing: Vec<SigningKey> = Vec::new();
+        let mut signing: Vec<Signer> = Vec::new();
         for given in given {
             let source = match SigningKeySource::from(given.text.clone()) {
                 SigningKeySource::File(path) => SigningKeySource::File(given.path(&path)),
@@ -418,9 +467,10 @@ impl<'a> Settings<'a> {
             };
             let key = files::read_signing_key(&source)
                 .map_err(|error| SettingsError::SigningKey(given.origin, error))?;
-            signing.push(key);
+            signing.push(Signer::Key(key));
         }
-        let mut trusted: Vec<PublicKey> = signing.iter().map(SigningKey::public).collect();
+        signing.extend(self.signer(flags)?);
+        let mut trusted: Vec<PublicKey> = signing.iter().map(Signer::public).collect();
         for given in self.many(&TRUSTED_KEYS, &flags.trusted_keys, &self.file.trusted_keys) {
             let key: PublicKey = given.parse()?;
             // One list for the whole fleet may well hold one's own key too.
@@ -428,8 +478,58 @@ impl<'a> Settings<'a> {
                 trusted.push(key);
             }
         }
-        let trusted = TrustedKeys::new(trusted).map_err(SettingsError::Keys)?;
-        Ok(Keys { signing, trusted })
+        if trusted.is_empty() {
+            return Err(self.missing(&TRUSTED_KEYS));
+        }
+        let in_file = self.file.required_signatures.map(|count| count.to_string());
+        let given = self.one(
+            &REQUIRED_SIGNATURES,
+            flags.required_signatures.as_ref(),
+            in_file.as_ref(),
+        );
+        let required = given.map_or(Ok(1), |given| given.parse::<usize>())?;
+        let trusted =
+            TrustedKeys::with_policy(trusted, required, Vec::new()).map_err(SettingsError::Keys)?;
+        Ok(Keys {
+            signing,
+            required,
+            trusted,
+        })
+    }
+
+    /// The command that signs. A configuration file cannot name it: `hoist.toml` is read from whatever folder somebody
+    /// is in, and must not run anything.
+    fn signer(&self, flags: &SigningFlags) -> Result<Option<Signer>, SettingsError> {
+        let command = self.one(&SIGNER, flags.signer.as_ref(), None);
+        let key = self.one(&SIGNER_KEY, flags.signer_key.as_ref(), None);
+        match (command, key) {
+            (None, None) => Ok(None),
+            (Some(command), Some(key)) => Ok(Some(Signer::Command(SignerCommand {
+                command: command.text,
+                key: key.parse()?,
+            }))),
+            (Some(_), None) => Err(SettingsError::Signer("--signer", "--signer-key")),
+            (None, Some(_)) => Err(SettingsError::Signer("--signer-key", "--signer")),
+        }
+    }
+
+    /// Which machines the names of specs mean that are none here: `aliases` in the configuration file.
+    ///
+    /// # Errors
+    /// [`SettingsError::Invalid`]
+    pub fn aliases(&self) -> Result<Aliases, SettingsError> {
+        let mut aliases = Aliases::default();
+        for (name, agent) in &self.file.aliases {
+            let given = Given {
+                text: agent.clone(),
+                origin: Origin::File(self.path.clone(), "aliases"),
+            };
+            let agent = given.parse()?;
+            aliases
+                .add(name.clone(), agent)
+                .map_err(|error| SettingsError::Invalid(given.origin, Box::new(error)))?;
+        }
+        Ok(aliases)
     }
 
     /// The binary caches that machines use besides their own, and the keys of those caches.

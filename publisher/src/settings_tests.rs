@@ -1,4 +1,5 @@
 use hoist_certs::authority::{Authority, CERTIFICATE_VALIDITY};
+use hoist_protocol::SigningKey;
 use hoist_protocol::{AgentName, KeyName};
 use tempfile::TempDir;
 

@@ -4,7 +4,11 @@ use hoist_protocol::{
     AgentName, DeploymentId, FleetName, KeyName, Machine, Order, SigningKey, State, Status, System,
     Text, Timestamp,
 };
+use hoist_protocol::{Draft, KnownOrders, Provenance};
 use uuid::Uuid;
+
+use crate::plan::{Orders, Wish};
+use crate::signer::Signer;
 
 /// The machine called `agent` of the fleet `prod`.
 pub(crate) fn machine(agent: &str) -> Machine {
@@ -78,4 +82,22 @@ pub(crate) fn status(order: Order, state: State) -> Status {
         trusted_keys: Vec::new(),
         session: Text::lossy("s"),
     }
+}
+
+/// Waits for `future` on a runtime of its own.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().build().unwrap().block_on(future)
+}
+
+/// A deployment that nobody has signed.
+pub(crate) fn draft(machine: Machine, wish: Wish, known: KnownOrders, id: DeploymentId) -> Draft {
+    let orders = Orders {
+        signers: &[Signer::Key(key("ci"))],
+        provenance: &Provenance::default(),
+        valid_for: std::time::Duration::from_secs(3600),
+        raise_epoch: false,
+        now: Timestamp::from_ms(1_795_000_000_000),
+    };
+    orders.draft(machine, wish, known, id).unwrap()
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use hoist_protocol::{
-    AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, Machine, Order,
+    AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, Held, Machine, Order,
     Provenance, SigningKey, StorePath, Target, Timestamp, sign,
 };
 
@@ -70,8 +70,9 @@ impl Forge {
             issued: self.issued,
             expires: self.issued.plus(self.valid),
             target: self.target.clone(),
-            held: false,
+            held: Held::No,
             cancels: None,
+            renews: None,
             provenance: Provenance::default(),
         })?;
         Ok(sign(&deployment, &[key])?)

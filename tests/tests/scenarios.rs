@@ -18,10 +18,13 @@ mod scenarios {
     mod foreign_broker;
     mod local;
     mod machines;
+    mod mishaps;
     mod modules;
     mod operators;
     mod orders;
     mod rollouts;
+    mod signing;
+    mod standing;
     mod systemd;
     mod trust;
     mod upgrades;

@@ -148,9 +148,14 @@ pub(crate) fn waiting(agent: &Agent, moment: &Moment) -> Status {
                 format!("held at the machine until {until}{reason}"),
             )
         }
-        (Some(Wait::HeldFromAfar), _) => (
+        (Some(Wait::HeldFromAfar(until)), _) => (
             State::Held,
-            "the deployment holds the machine: a newer one releases it".to_owned(),
+            match until {
+                Some(until) => format!(
+                    "the deployment holds the machine until {until}; a newer one releases it before that"
+                ),
+                None => "the deployment holds the machine: a newer one releases it".to_owned(),
+            },
         ),
         (Some(Wait::Spread(begins)), _) => (
             State::Waiting,

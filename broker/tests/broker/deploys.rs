@@ -5,7 +5,7 @@ use std::time::Duration;
 use hoist_broker::Options;
 use hoist_certs::Role;
 use hoist_protocol::{
-    AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, KeyName, Machine, Order,
+    AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, Held, KeyName, Machine, Order,
     Provenance, SigningKey, StorePath, Target, Timestamp, sign,
 };
 
@@ -39,8 +39,9 @@ pub(crate) fn deployment(
         issued: now,
         expires: now.plus(Duration::from_secs(3600)),
         target: Target::new(Goal::Closure(StorePath::new(path).unwrap())),
-        held: false,
+        held: Held::No,
         cancels: None,
+        renews: None,
         provenance: Provenance::default(),
     };
     sign(&Deployment::new(parts).unwrap(), std::slice::from_ref(by)).unwrap()

@@ -10,7 +10,7 @@ use hoist_protocol::{AgentName, ClosureDigest, Goal, StorePath, Target};
 
 use super::flake::{CacheArgs, NixArgs, Wanted, interrupted, roles};
 use super::send::{Sending, Task};
-use super::{CommandError, dry_run};
+use super::{CommandError, dry_run, signed};
 use crate::ci::deployment::{Deployment, State};
 use crate::console::Console;
 use crate::digests::{self, DigestError};
@@ -71,8 +71,16 @@ pub struct DeployArgs {
     /// The spec, as Cachix Deploy reads it: {"agents": {"web-1": "/nix/store/…"}, "rollbackScript":
     /// {"x86_64-linux": "/nix/store/…"}}; `-` is standard input. In place of a path there may be an object
     /// with a path and what the flags below say, for this machine: {"path": "/nix/store/…", "action": "boot"}
-    #[arg(required_unless_present = "flake")]
+    #[arg(required_unless_present_any = ["flake", "signed"])]
     pub spec: Option<Utf8PathBuf>,
+    /// Publish what `--prepare` wrote into this file and enough people have signed; no signing key is needed, and
+    /// everything else about it is signed already
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "spec", "flake", "cache", "no_skip", "agents", "conditions", "stale", "dry_run", "canary", "batch", "prepare", "raise_epoch", "message",
+        "revision", "run_url", "actor", "substituters", "substituter_keys", "no_digest", "require_digest",
+        "github_deployment", "ActivationArgs", "CheckArgs",
+    ])]
+    pub signed: Option<Utf8PathBuf>,
     /// Deploy only these machines of the spec, more than once for several: names, or a selection such as
     /// 'web-*', '@web&!@canary', 'kind:nixos,db-1' (below)
     #[arg(long = "agent", value_name = "SELECTION")]
@@ -179,6 +187,9 @@ pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> 
 
 async fn deploy(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
     let settings = Settings::load(flags, &process_environment)?;
+    if let Some(file) = &args.signed {
+        return signed::run(args, &settings, file).await;
+    }
     let selection = Selection {
         selectors: args.agents.clone(),
         conditions: args.selection.conditions.clone(),
@@ -188,15 +199,18 @@ async fn deploy(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
     if rollout.is_some() && (args.follow.is_async || args.follow.wait == WaitFor::None) {
         return Err(CommandError::RolloutWithoutWaiting);
     }
+    if rollout.is_some() && args.deployment.prepare.is_some() {
+        return Err(CommandError::PreparedRollout);
+    }
     let spec = match (&args.spec, &args.flake) {
         (_, Some(flake)) => match of_flake(flake, args, &settings, &selection).await {
             Ok(Some(spec)) => spec,
             Ok(None) => return Ok(Exit::Ok),
             Err(error) => return interrupted(error, &Console::new(args.follow.quiet)),
         },
-        (Some(path), None) => Spec::read(path)?.only(&selection)?,
+        (Some(path), None) => Spec::read(path, &settings.aliases()?)?.only(&selection)?,
         // The command line has one of them.
-        (None, None) => Spec::read("-".into())?.only(&selection)?,
+        (None, None) => Spec::read("-".into(), &settings.aliases()?)?.only(&selection)?,
     };
     if args.dry_run {
         return dry_run::run(args, &settings, &spec, &selection).await;

@@ -9,6 +9,7 @@ use crate::options::OptionsError;
 use crate::outcome::Exit;
 use crate::plan::PlanError;
 use crate::settings::SettingsError;
+use crate::signed_file::SignedFileError;
 use crate::snapshot::SnapshotError;
 use crate::spec::{NotInSpec, SpecError, did_you_mean};
 
@@ -52,6 +53,61 @@ pub enum CommandError {
         "the value of --to is neither an id nor the last 8 digits of one in the machine's history"
     )]
     To(#[source] hoist_protocol::DeploymentIdError),
+    /// A rollout's id is none.
+    #[error("the value of --rollout is neither an id nor the last 8 digits of one")]
+    Rollout(#[source] hoist_protocol::DeploymentIdError),
+    /// Machines would be let go by an expiry, not by the time that was asked for.
+    #[error("--for is not shorter than --expires: a deployment that has expired holds nothing")]
+    HoldTooLong,
+    /// What is signed here would be refused by every machine.
+    #[error(
+        "{required} signatures are required (`required_signatures`), and {have} can be made here; `hoist sign` lets \
+         others sign what was prepared, and `hoist deploy --signed FILE` publishes it"
+    )]
+    TooFewSigners {
+        /// How many keys there are.
+        have: usize,
+        /// How many signatures the machines want.
+        required: usize,
+    },
+    /// A file of signed deployments cannot be used.
+    #[error(transparent)]
+    SignedFile(#[from] SignedFileError),
+    /// What was signed cannot be read back.
+    #[error("what was signed cannot be read back")]
+    Prepared(#[source] hoist_protocol::VerifyError),
+    /// What is prepared is published by a later command, all at once.
+    #[error(
+        "--prepare does not go with --canary and --batch: what was prepared is published all at once"
+    )]
+    PreparedRollout,
+    /// What was prepared has expired.
+    #[error("the deployment of `{0}` in `{1}` has expired; prepare it again")]
+    PreparedExpired(AgentName, camino::Utf8PathBuf),
+    /// A file is another fleet's.
+    #[error(
+        "the file has deployments of the fleet `{file}`, and the certificate is of the fleet `{certificate}`"
+    )]
+    OtherFleet {
+        /// The file's fleet.
+        file: FleetName,
+        /// The certificate's.
+        certificate: FleetName,
+    },
+    /// Too few have signed.
+    #[error(
+        "the deployment of `{0}` does not have the signatures that are required; `hoist sign FILE` adds one, and the \
+         public keys of those who sign belong into --trusted-key or `trusted_keys`"
+    )]
+    NotSigned(AgentName, #[source] hoist_protocol::VerifyError),
+    /// Nobody sits at the terminal.
+    #[error(
+        "nobody can be asked here whether to sign that; look at it with --show, and give --yes"
+    )]
+    NobodyToAsk,
+    /// Nobody answered.
+    #[error("cannot read the answer")]
+    Answer(#[source] std::io::Error),
     /// There is no connection.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -94,11 +150,6 @@ pub enum CommandError {
     /// A file cannot be written.
     #[error("cannot write `{0}`")]
     Write(camino::Utf8PathBuf, #[source] std::io::Error),
-    /// There is nothing to go back to.
-    #[error(
-        "`{0}` has reported no deployment that it runs, so there is nothing to go back to; name one with --to"
-    )]
-    NothingBefore(AgentName),
     /// The results cannot be written.
     #[error("cannot write to stdout")]
     Output(#[source] std::io::Error),
@@ -123,6 +174,15 @@ impl CommandError {
             | Self::Flake(
                 FlakeError::Name { .. } | FlakeError::NotInSpec(_) | FlakeError::Spec(_),
             )
+            | Self::Rollout(_)
+            | Self::HoldTooLong
+            | Self::TooFewSigners { .. }
+            | Self::SignedFile(_)
+            | Self::PreparedRollout
+            | Self::PreparedExpired(..)
+            | Self::OtherFleet { .. }
+            | Self::NotSigned(..)
+            | Self::NobodyToAsk
             | Self::To(_) => Exit::Usage,
             Self::Digests(_)
             | Self::Flake(_)
@@ -131,7 +191,8 @@ impl CommandError {
             | Self::Link(_)
             | Self::Snapshot(_)
             | Self::UnknownMachine { .. }
-            | Self::NothingBefore(_)
+            | Self::Prepared(_)
+            | Self::Answer(_)
             | Self::Output(_)
             | Self::Runtime(_) => Exit::Error,
         }

@@ -134,7 +134,7 @@ pub async fn run_push(args: &PushArgs, flags: Flags) -> Result<Exit, CommandErro
     let selection = by_names("push", &args.agents)?;
     let settings = Settings::load(flags, &process_environment)?;
     let cache = settings.needed_cache(args.cache.cache.as_ref())?;
-    let spec = Spec::read(&args.spec)?.only(&selection)?;
+    let spec = Spec::read(&args.spec, &settings.aliases()?)?.only(&selection)?;
     let console = Console::new(args.quiet);
     let work = async {
         let nix = nix(&NixArgs::default(), args.quiet)?;

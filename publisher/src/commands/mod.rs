@@ -1,14 +1,27 @@
 //! The commands, one file each, and what they share.
 
+pub mod cancel;
+mod choosing;
 pub mod deploy;
 mod dry_run;
+mod ending;
 mod error;
 pub mod flake;
+pub mod hold;
 pub mod logs;
+mod making;
+mod prepare;
+mod preview;
 mod provenance;
+pub mod refresh;
+pub mod release;
+pub mod retry;
 pub mod rollback;
 mod rolling;
 mod send;
+pub mod sign;
+mod signed;
+mod standing;
 pub mod status;
 
 pub use error::CommandError;

@@ -61,6 +61,7 @@ mod tests {
 
     fn args() -> DeploymentArgs {
         DeploymentArgs {
+            prepare: None,
             expires: Duration::from_secs(1),
             message: None,
             revision: None,

@@ -4,22 +4,32 @@
 //! those that are shown come from the machine's reports, which nobody has signed.
 
 use clap::Args;
-use hoist_certs::Role;
-use hoist_protocol::{AgentName, DeploymentId, History, RollbackTo, State, StorePath};
+use hoist_protocol::{DeploymentId, Goal, History, RollbackTo, State, StorePath};
 
 use super::CommandError;
-use super::send::{Sending, Task};
-use crate::flags::{ActivationArgs, CheckArgs, DeploymentArgs, FollowArgs, options};
+use super::choosing::{self, About, Choose, ChosenArgs};
+use crate::flags::{ActivationArgs, CheckArgs, options};
+use crate::options::Options;
 use crate::outcome::Exit;
-use crate::settings::{Flags, Settings, SigningFlags, process_environment};
+use crate::plan::Wish;
+use crate::select::Selector;
+use crate::settings::Flags;
 use crate::snapshot::Seen;
+
+pub(crate) const ROLLBACK_EXAMPLES: &str = "\
+Examples:
+  hoist rollback web-1                    back to what web-1 ran before
+  hoist rollback web-1 --to 9b30771b      back to what this deployment brought (`hoist history web-1`)
+  hoist rollback '@web' --dry-run         what each of them would go back to";
 
 /// `hoist rollback`
 #[derive(Debug, Args)]
 pub struct RollbackArgs {
-    /// The machine
-    pub agent: AgentName,
-    /// Back to what this deployment brought: its id, or the last 8 digits of an id in the machine's history
+    /// The machines: names, or selections such as '@web&!@canary'; each goes back by what it says of itself
+    #[arg(value_name = "SELECTION", required = true)]
+    pub agents: Vec<Selector>,
+    /// Back to what this deployment brought: its id, or the last 8 digits of an id in the machine's history. For
+    /// several machines it has to be in the history of each
     #[arg(long, value_name = "ID")]
     pub to: Option<String>,
     /// How the closure is activated
@@ -28,15 +38,9 @@ pub struct RollbackArgs {
     /// What must hold afterwards
     #[command(flatten)]
     pub checks: CheckArgs,
-    /// What is said in the deployment
+    /// The rest
     #[command(flatten)]
-    pub deployment: DeploymentArgs,
-    /// How machines are followed
-    #[command(flatten)]
-    pub follow: FollowArgs,
-    /// The keys
-    #[command(flatten)]
-    pub signing: SigningFlags,
+    pub chosen: ChosenArgs,
 }
 
 /// Runs the command.
@@ -44,23 +48,57 @@ pub struct RollbackArgs {
 /// # Errors
 /// [`CommandError`]; then nothing was published.
 pub async fn run(args: &RollbackArgs, flags: Flags) -> Result<Exit, CommandError> {
-    let settings = Settings::load(flags, &process_environment)?;
-    let caller = settings.caller("roll a machine back", &[Role::Publisher])?;
-    let keys = settings.keys(&args.signing)?;
-    let sending = Sending::new("rollback", &args.deployment, &args.follow, caller, keys)?;
-    let task = Task::Rollback {
-        agent: args.agent.clone(),
+    let is_one = matches!(&args.agents[..], [one] if one.name().is_some());
+    let rollback = Rollback {
         to: args.to.clone(),
+        is_one,
         options: options(&args.activation, &args.checks),
     };
-    sending.run(task).await
+    let of = (&args.agents[..], &args.chosen);
+    choosing::run(
+        "rollback",
+        "roll machines back",
+        of,
+        flags,
+        Box::new(rollback),
+    )
+    .await
+}
+
+struct Rollback {
+    to: Option<String>,
+    /// Whether one machine is named: then an id may be one that only the machine itself still knows.
+    is_one: bool,
+    options: Options,
+}
+
+impl Choose for Rollback {
+    fn choose(&self, about: &About<'_>) -> Result<choosing::Choice, CommandError> {
+        let choice = match &self.to {
+            Some(given) => to(about.seen, given, self.is_one)?,
+            None => choose(about.seen),
+        };
+        Ok(match choice {
+            Some(choice) => {
+                let target = self.options.target(Goal::Rollback(choice.to))?;
+                choosing::Choice::Send(Box::new(Wish::of(target)), choice.said)
+            }
+            None if self.to.is_some() => choosing::Choice::Refuse(
+                "the deployment that --to names is not in its history".to_owned(),
+            ),
+            None => choosing::Choice::Refuse(
+                "it has reported no deployment that it runs, so there is nothing to go back to; name one with --to"
+                    .to_owned(),
+            ),
+        })
+    }
 }
 
 /// What a machine is sent back to, and how that is said.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub(super) struct Choice {
-    pub(super) to: RollbackTo,
-    pub(super) said: String,
+struct Choice {
+    to: RollbackTo,
+    said: String,
 }
 
 /// A deployment that ended well: the machine ran it, or still does, or will with its next boot.
@@ -79,39 +117,37 @@ impl Good<'_> {
     }
 }
 
-/// Chooses from what the machine reports, or takes the id that was given.
-pub(super) fn choose(
-    agent: &AgentName,
-    seen: &Seen,
-    given: Option<&str>,
-) -> Result<Choice, CommandError> {
-    if let Some(given) = given {
-        let id = find(seen.history.as_ref(), given)?;
-        return Ok(Choice {
-            to: RollbackTo::Deployment(id),
-            said: format!("{agent}: back to deployment {id}"),
-        });
-    }
+/// Takes the id that was given.
+fn to(seen: &Seen, given: &str, is_one: bool) -> Result<Option<Choice>, CommandError> {
+    let id = find(seen.history.as_ref(), given)?;
+    let mut entries = seen.history.iter().flat_map(|history| &history.entries);
+    let is_known = is_one || id.is_some_and(|id| entries.any(|entry| entry.id == id));
+    Ok(id.filter(|_| is_known).map(|id| Choice {
+        to: RollbackTo::Deployment(id),
+        said: format!("back to deployment {id}"),
+    }))
+}
+
+/// Chooses from what the machine reports.
+fn choose(seen: &Seen) -> Option<Choice> {
     let good = good(seen);
-    let Some(runs) = good.first() else {
-        return Err(CommandError::NothingBefore(agent.clone()));
-    };
+    let runs = good.first()?;
     // A repeat of what runs is no way back.
     let before = good[1..]
         .iter()
         .find(|other| other.ran && (runs.path.is_none() || other.path != runs.path));
-    Ok(match before {
+    Some(match before {
         Some(before) => Choice {
             to: RollbackTo::Deployment(before.id),
             said: format!(
-                "{agent}: back to {}, which ran before {}",
+                "back to {}, which ran before {}",
                 before.said(),
                 runs.said()
             ),
         },
         None => Choice {
             to: RollbackTo::Before(runs.id),
-            said: format!("{agent}: back to what ran before {}", runs.said()),
+            said: format!("back to what ran before {}", runs.said()),
         },
     })
 }
@@ -143,15 +179,19 @@ fn is_there(state: State) -> bool {
     state.is_good() && state != State::DryActivated
 }
 
-fn find(history: Option<&History>, given: &str) -> Result<DeploymentId, CommandError> {
+/// The id that was given, when it is one; the last digits of one only name what is in the history.
+fn find(history: Option<&History>, given: &str) -> Result<Option<DeploymentId>, CommandError> {
     let given = given.trim().to_lowercase();
     let entries = history.iter().flat_map(|history| &history.entries);
     let mut matching = entries
         .map(|entry| entry.id)
         .filter(|id| id.short() == given);
     match (matching.next(), matching.next()) {
-        (Some(id), None) => Ok(id),
-        _ => given.parse().map_err(CommandError::To),
+        (Some(id), None) => Ok(Some(id)),
+        (None, _) if given.len() == 8 && given.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+            Ok(None)
+        }
+        _ => given.parse().map(Some).map_err(CommandError::To),
     }
 }
 
@@ -202,9 +242,7 @@ mod tests {
     }
 
     fn chosen(seen: &Seen) -> Option<RollbackTo> {
-        choose(&machine("web-1").agent, seen, None)
-            .ok()
-            .map(|choice| choice.to)
+        choose(seen).map(|choice| choice.to)
     }
 
     #[test]
@@ -272,7 +310,7 @@ mod tests {
     #[test]
     fn an_id_may_be_given_by_its_last_digits() {
         let seen = seen(&[(7, State::Succeeded, "a")]);
-        let find = |given: &str| find(seen.history.as_ref(), given).ok();
+        let find = |given: &str| find(seen.history.as_ref(), given).ok().flatten();
         assert_eq!(find(&id(7).short()), Some(id(7)));
         assert_eq!(find(&id(9).to_string()), Some(id(9)));
         assert_eq!(find("0000000"), None);

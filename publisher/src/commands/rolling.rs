@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hoist_certs::program::now;
 use hoist_protocol::{
-    AgentName, DeploymentId, Goal, KnownOrders, RollbackTo, Rollout as Part, Target, Text,
+    AgentName, DeploymentId, Goal, KnownOrders, RollbackTo, Rollout as Part, Text,
 };
 use uuid::Uuid;
 
@@ -15,6 +15,7 @@ use crate::drive::{Driver, Interrupts, Stop};
 use crate::follow::{End, Run, Wait};
 use crate::link::{Filter, Link};
 use crate::outcome::Outcome;
+use crate::plan::Wish;
 use crate::report::{MachineReport, RolloutReport};
 use crate::rollout::{Known, OnFailure, Pace, Rollout, Why, divide};
 use crate::snapshot::{Seen, Snapshot};
@@ -30,15 +31,15 @@ pub(super) struct Divided {
 impl Divided {
     pub(super) fn new(
         rollout: Rollout,
-        targets: &BTreeMap<AgentName, Target>,
+        wishes: &BTreeMap<AgentName, Wish>,
         snapshot: &Snapshot,
     ) -> Self {
-        let known: Vec<Known> = targets
+        let known: Vec<Known> = wishes
             .iter()
-            .map(|(agent, target)| {
-                let path = match &target.goal {
+            .map(|(agent, wish)| {
+                let path = match &wish.target.goal {
                     Goal::Closure(path) => Some(path),
-                    Goal::Rollback(_) => None,
+                    Goal::Rollback(_) | Goal::Stay => None,
                 };
                 Known::of(snapshot.machine(agent), path)
             })
@@ -48,7 +49,7 @@ impl Divided {
             id: Uuid::now_v7(),
             rollout,
             batches,
-            of: targets.keys().cloned().zip(numbers).collect(),
+            of: wishes.keys().cloned().zip(numbers).collect(),
         }
     }
 
@@ -188,7 +189,8 @@ impl Sending<'_> {
             };
             signed.push(
                 orders
-                    .sign(moved.machine.clone(), target, known, new_id(), None)
+                    .sign(moved.machine.clone(), Wish::of(target), known, new_id())
+                    .await
                     .map_err(super::CommandError::Plan)?,
             );
             online.push(presence);

@@ -1,5 +1,6 @@
 //! The flags of every command that publishes: what a deployment says of itself, and how machines are followed.
 
+use camino::Utf8PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::duration;
@@ -23,6 +24,10 @@ pub struct DeploymentArgs {
     /// Who deploys [default: $GITHUB_ACTOR or $GITLAB_USER_LOGIN]
     #[arg(long, value_name = "NAME")]
     pub actor: Option<String>,
+    /// Sign, write the signed deployments into this file, and publish nothing: `hoist sign FILE` adds another's
+    /// signature, `hoist deploy --signed FILE` publishes them
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["wait", "is_async", "dry_run"])]
+    pub prepare: Option<Utf8PathBuf>,
     /// Raise the epoch, to get out of a sequence that lies too far ahead; needs a key that may
     #[arg(long)]
     pub raise_epoch: bool,
@@ -47,10 +52,10 @@ pub struct FollowArgs {
     pub json: bool,
     /// Write the JSON document to this file too
     #[arg(long, value_name = "FILE")]
-    pub report: Option<camino::Utf8PathBuf>,
+    pub report: Option<Utf8PathBuf>,
     /// Write a summary in Markdown to this file [default: $GITHUB_STEP_SUMMARY, if it is set]
     #[arg(long, value_name = "FILE")]
-    pub summary: Option<camino::Utf8PathBuf>,
+    pub summary: Option<Utf8PathBuf>,
     /// Do not show progress or the machines' log lines
     #[arg(short, long)]
     pub quiet: bool,

@@ -14,7 +14,7 @@ use hoist_protocol::{AgentName, NameError, Probe, StorePath, Text};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::spec::{NotInSpec, Spec, SpecError, narrow};
+use crate::spec::{Aliases, NotInSpec, Spec, SpecError, narrow};
 use nix::{Need, Says};
 pub use nix::{Nix, NixError};
 
@@ -352,7 +352,11 @@ impl Machines {
             }
         }
         let json = format!("{:#}\n", Value::Object(document));
-        let spec = Spec::parse(format!("of the flake `{}`", self.flake), json.as_bytes())?;
+        let spec = Spec::parse(
+            format!("of the flake `{}`", self.flake),
+            json.as_bytes(),
+            &Aliases::default(),
+        )?;
         Ok(Evaluated { json, spec, needs })
     }
 }

@@ -165,7 +165,8 @@ impl Run {
             .into_iter()
             .map(|signed| Member {
                 delivery: Delivery::default(),
-                watch: Watch::new(signed.order, signed.digest.clone(), signed.expires),
+                watch: Watch::new(signed.order, signed.digest.clone(), signed.expires)
+                    .that_holds(signed.holds),
                 unreadable: false,
                 before: None,
                 replaced: false,

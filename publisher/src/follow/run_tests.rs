@@ -2,24 +2,24 @@ use hoist_protocol::{Goal, KnownOrders, Machine, Order, Provenance, RollbackTo, 
 
 use super::*;
 use crate::follow::{ATTEMPTS, NEWER_GRACE};
-use crate::plan::Orders;
-use crate::testing::{id, key, machine, status};
+use crate::plan::{Orders, Wish};
+use crate::signer::Signer;
+use crate::testing::{block_on, id, key, machine, status};
 
 const NOW: Duration = Duration::from_secs(1);
 const WALL: Timestamp = Timestamp::from_ms(1_000_000);
 
 fn signed_by(key_name: &str, machine: Machine, ms: u64, n: u128) -> Signed {
     let orders = Orders {
-        keys: &[key(key_name)],
+        signers: &[Signer::Key(key(key_name))],
         provenance: &Provenance::default(),
         valid_for: Duration::from_secs(3600),
         raise_epoch: false,
         now: Timestamp::from_ms(ms),
     };
     let target = Target::new(Goal::Rollback(RollbackTo::Deployment(id(1))));
-    orders
-        .sign(machine, target, KnownOrders::default(), id(n), None)
-        .unwrap()
+    let wish = Wish::of(target);
+    block_on(orders.sign(machine, wish, KnownOrders::default(), id(n))).unwrap()
 }
 
 fn deployments(agents: &[&str]) -> Vec<Signed> {

@@ -178,6 +178,8 @@ pub struct Watch {
     order: Order,
     digest: Text<64>,
     expires: Timestamp,
+    /// The deployment holds the machine: that it is held is how it ends.
+    holds: bool,
     said: Said,
     answered: bool,
     presence: Option<Presence>,
@@ -196,6 +198,7 @@ impl Watch {
             order,
             digest,
             expires,
+            holds: false,
             said: Said::default(),
             answered: false,
             presence: None,
@@ -204,6 +207,13 @@ impl Watch {
             newer: None,
             end: None,
         }
+    }
+
+    /// The same for a deployment that holds the machine, if `holds`.
+    #[must_use]
+    pub const fn that_holds(mut self, holds: bool) -> Self {
+        self.holds = holds;
+        self
     }
 
     /// What the machine said last about the deployment.
@@ -409,6 +419,12 @@ impl Watch {
         let had_ended = self.said.state.is_some_and(State::is_final);
         if !had_ended && (status.state.is_final() || status.ts >= self.said.ts) {
             self.said = Said::new(status, &self.said);
+        }
+        if self.holds && status.state == State::Held {
+            self.end.get_or_insert(End {
+                message: Text::lossy(status.message.as_str()),
+                ..End::new(Outcome::Holds, "")
+            });
         }
         self.ended(status.state, status.reason, status.message.as_str());
     }

@@ -49,6 +49,9 @@ impl Judged {
             | Outcome::Unchanged
             | Outcome::Staged
             | Outcome::DryActivated
+            | Outcome::Holds
+            | Outcome::Skipped
+            | Outcome::Prepared
             | Outcome::Published => Self::Good,
             Outcome::Failed
             | Outcome::RolledBack

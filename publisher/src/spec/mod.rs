@@ -14,9 +14,18 @@
 //!     "checks": [ { "http": "http://localhost/health", "grace": "10s", "retries": 3 } ] } } }
 //! ```
 //!
+//! Names of machines elsewhere, with dots or capitals, are said to mean machines here:
+//!
+//! ```json
+//! { "agents": { "Web.example.org": "/nix/store/…" }, "aliases": { "Web.example.org": "web-1" } }
+//! ```
+//!
+//! A spec that cannot be changed is read as it is with `aliases` in `hoist.toml`.
+//!
 //! `spec.schema.json` beside this crate's `Cargo.toml` has all of it.
 
 mod agent;
+mod aliases;
 mod json;
 
 use std::collections::BTreeMap;
@@ -30,13 +39,14 @@ use hoist_protocol::{
 
 use crate::select::{Selection, Selector};
 pub use agent::AgentSpec;
+pub use aliases::{ALIAS_LEN, AliasError, Aliases};
 use json::{Fields, Json};
 
 /// Largest spec that is read, in bytes: room for some 100,000 machines.
 pub const MAX_LEN: u64 = 16 * 1024 * 1024;
 
 /// The keys that a spec may have.
-const KEYS: &[&str] = &["agents", "rollbackScript"];
+const KEYS: &[&str] = &["agents", "aliases", "rollbackScript"];
 
 /// Why a spec is not taken. Nothing has been sent when this is returned.
 #[derive(Debug, thiserror::Error)]
@@ -154,13 +164,23 @@ pub enum FieldError {
     #[error("it names no machine: `agents` is missing or empty")]
     NoAgents,
     /// A machine's name is none.
-    #[error("agent {name}: not a valid name")]
+    #[error(
+        "agent {name}: not a valid name, and `aliases`, in the spec or in hoist.toml, has no other one for it"
+    )]
     Agent {
         /// What stands there, quoted.
         name: String,
         /// Which rule it breaks.
         #[source]
         source: NameError,
+    },
+    /// Another name for a machine that the spec does not use: it is mistyped, most likely.
+    #[error("`aliases.{name}`: no agent is called so{}", did_you_mean(.nearest.as_deref()))]
+    UnusedAlias {
+        /// The other name.
+        name: String,
+        /// The name in the spec that it resembles.
+        nearest: Option<String>,
     },
     /// What a machine shall run is no store path.
     #[error("agent `{agent}`: what it shall run is no store path")]
@@ -221,11 +241,12 @@ pub struct Spec {
 }
 
 impl Spec {
-    /// Reads the spec from the file `path`, or from standard input when `path` is `-`.
+    /// Reads the spec from the file `path`, or from standard input when `path` is `-`. Names in it that are none here mean
+    /// what its own `aliases` say, or else these.
     ///
     /// # Errors
     /// [`SpecError`] names the machine and the field.
-    pub fn read(path: &Utf8Path) -> Result<Self, SpecError> {
+    pub fn read(path: &Utf8Path, aliases: &Aliases) -> Result<Self, SpecError> {
         let (origin, bytes) = if path == "-" {
             let mut bytes = Vec::new();
             let read = std::io::stdin()
@@ -240,14 +261,14 @@ impl Spec {
             Ok(bytes) => bytes,
             Err(source) => return Err(SpecError::Read { origin, source }),
         };
-        Self::parse(origin, &bytes)
+        Self::parse(origin, &bytes, aliases)
     }
 
-    /// Reads the spec `bytes`; errors say that it is the one `origin`.
+    /// Reads the spec `bytes`; errors say that it is the one `origin`. Names mean machines as for [`Spec::read`].
     ///
     /// # Errors
     /// [`SpecError`] names the machine and the field.
-    pub fn parse(origin: String, bytes: &[u8]) -> Result<Self, SpecError> {
+    pub fn parse(origin: String, bytes: &[u8], aliases: &Aliases) -> Result<Self, SpecError> {
         if bytes.len() as u64 > MAX_LEN {
             return Err(SpecError::TooLong(origin));
         }
@@ -255,7 +276,7 @@ impl Spec {
             Ok(json) => json,
             Err(source) => return Err(SpecError::Json { origin, source }),
         };
-        Self::from_json(json).map_err(|source| SpecError::Invalid {
+        Self::from_json(json, aliases).map_err(|source| SpecError::Invalid {
             origin,
             source: Box::new(source),
         })
@@ -282,11 +303,15 @@ impl Spec {
         Ok(self)
     }
 
-    fn from_json(json: Json) -> Result<Self, FieldError> {
+    fn from_json(json: Json, aliases: &Aliases) -> Result<Self, FieldError> {
         let entries = json.object("the spec", "an object with the key `agents`")?;
         let mut fields = Fields::new("", "a spec", KEYS, entries)?;
+        let own = match fields.take("aliases") {
+            Some((_, value)) => Aliases::read(value)?,
+            None => Aliases::default(),
+        };
         let agents = match fields.take("agents") {
-            Some((_, value)) => read_agents(value)?,
+            Some((_, value)) => read_agents(value, own, aliases)?,
             None => BTreeMap::new(),
         };
         let health_check = match fields.take("rollbackScript") {
@@ -358,13 +383,30 @@ fn read_file(path: &Utf8Path) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_agents(json: Json) -> Result<BTreeMap<AgentName, AgentSpec>, FieldError> {
+fn read_agents(
+    json: Json,
+    own: Aliases,
+    others: &Aliases,
+) -> Result<BTreeMap<AgentName, AgentSpec>, FieldError> {
+    let entries = json.object("`agents`", "an object of names and store paths")?;
+    let names: Vec<String> = entries.iter().map(|(name, _)| name.clone()).collect();
+    if let Some(unused) = own.not_in(&names) {
+        let similar = nearest(unused, names.iter().map(String::as_str));
+        return Err(FieldError::UnusedAlias {
+            name: shown(unused),
+            nearest: similar.map(shown),
+        });
+    }
+    let aliases = own.or(others);
     let mut agents = BTreeMap::new();
-    for (name, value) in json.object("`agents`", "an object of names and store paths")? {
-        let agent = AgentName::new(name.as_str()).map_err(|source| FieldError::Agent {
-            name: format!("{:?}", shown(&name)),
-            source,
-        })?;
+    for (name, value) in entries {
+        let agent = match aliases.get(&name) {
+            Some(agent) => agent.clone(),
+            None => AgentName::new(name.as_str()).map_err(|source| FieldError::Agent {
+                name: format!("{:?}", shown(&name)),
+                source,
+            })?,
+        };
         let spec = AgentSpec::read(&agent, value)?;
         let field = format!("`agents.{agent}`");
         if agents.insert(agent, spec).is_some() {

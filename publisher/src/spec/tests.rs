@@ -8,7 +8,7 @@ const B: &str = "/nix/store/1c5b8w3k3fxjhk5hd1zkjb1m5vq0l2ga-db";
 
 fn parse(text: &str) -> Result<Spec, String> {
     let json = serde_json::from_str::<Json>(text).map_err(|error| error.to_string())?;
-    Spec::from_json(json).map_err(|error| chain(&error))
+    Spec::from_json(json, &Aliases::default()).map_err(|error| chain(&error))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -34,6 +34,54 @@ fn a_spec_of_cachix_deploy_is_read() {
 }
 
 #[test]
+fn names_that_are_none_here_mean_machines_by_their_aliases() {
+    let spec = |aliases: &str| {
+        let agents = format!(r#""agents": {{"Web.example.org": "{A}", "db-1": "{B}"}}"#);
+        parse(&format!("{{{agents}{aliases}}}"))
+    };
+    let web = AgentName::new("web-1").unwrap();
+    let named = spec(r#", "aliases": {"Web.example.org": "web-1"}"#).unwrap();
+    assert_eq!(named.agents()[&web].path.as_str(), A);
+    for (aliases, expected) in [
+        ("", "agent \"Web.example.org\": not a valid name"),
+        (
+            r#", "aliases": {"Web.example.com": "web-1"}"#,
+            "did you mean `Web.example.org`",
+        ),
+        (
+            r#", "aliases": {"Web.example.org": "Web"}"#,
+            "`aliases.Web.example.org` is not valid",
+        ),
+        (
+            r#", "aliases": {"Web.example.org": "db-1"}"#,
+            "`agents.db-1` is there twice",
+        ),
+        (r#", "aliases": {"": "web-1"}"#, "`aliases.` is not valid"),
+        (r#", "aliases": ["web-1"]"#, "`aliases` is a list"),
+    ] {
+        let error = spec(aliases).unwrap_err();
+        assert!(error.contains(expected), "{error}");
+    }
+    // Those of a configuration file, which may name more than one spec has; the spec's own go first.
+    let mut others = Aliases::default();
+    others
+        .add("Web.example.org".to_owned(), web.clone())
+        .unwrap();
+    others
+        .add("Mail".to_owned(), AgentName::new("mail").unwrap())
+        .unwrap();
+    let read =
+        |text: String| Spec::from_json(serde_json::from_str(&text).unwrap(), &others).unwrap();
+    let plain = read(format!(r#"{{"agents": {{"Web.example.org": "{A}"}}}}"#));
+    assert!(plain.agents().contains_key(&web));
+    let own = r#""aliases": {"Web.example.org": "web-2"}"#;
+    let own = read(format!(
+        r#"{{"agents": {{"Web.example.org": "{A}"}}, {own}}}"#
+    ));
+    assert!(!own.agents().contains_key(&web));
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_machine_and_field() {
     for (text, expected) in [
         (
@@ -55,11 +103,11 @@ fn what_is_wrong_is_named_with_its_machine_and_field() {
         ),
         (
             r#"{"agents": {"Web": "x"}}"#,
-            "agent \"Web\": not a valid name: `Web` holds 'W'; a name is made of `a-z`, `0-9`, `-` and `_`",
+            "agent \"Web\": not a valid name, and `aliases`, in the spec or in hoist.toml, has no other one for it: `Web` holds 'W'; a name is made of `a-z`, `0-9`, `-` and `_`",
         ),
         (
             r#"{"agent": {}}"#,
-            "unknown key `agent` (did you mean `agents`?); a spec has the keys `agents` and `rollbackScript`",
+            "unknown key `agent` (did you mean `agents`?); a spec has the keys `agents`, `aliases` and `rollbackScript`",
         ),
         (r#"{"agents": {}, "agents": {}}"#, "`agents` is there twice"),
     ] {
@@ -363,4 +411,62 @@ fn every_example_of_the_schema_is_read_and_shows_every_key() {
     for key in agent::AGENT_KEYS.iter().chain(agent::CHECK_KEYS) {
         assert!(shown.contains(*key), "no example has `{key}`");
     }
+}
+
+/// Every value of `json` by the way to it.
+fn places(json: &serde_json::Value, at: &str, found: &mut Vec<String>) {
+    found.push(at.to_owned());
+    let mut go = |key: String, value| places(value, &format!("{at}/{key}"), found);
+    match json {
+        serde_json::Value::Object(entries) => {
+            for (key, value) in entries {
+                go(key.replace('~', "~0").replace('/', "~1"), value);
+            }
+        }
+        serde_json::Value::Array(items) => {
+            for (number, value) in items.iter().enumerate() {
+                go(number.to_string(), value);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn the_schema_takes_what_is_read_and_refuses_what_has_another_type() {
+    use serde_json::json;
+    let schema = schema();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let others = [
+        json!(null),
+        json!(-1),
+        json!(true),
+        json!(1.5),
+        json!([1]),
+        json!({"x": 1}),
+        json!(""),
+    ];
+    let mut refused = 0;
+    for example in schema["examples"].as_array().unwrap() {
+        assert!(validator.is_valid(example), "{example}");
+        let mut all = Vec::new();
+        places(example, "", &mut all);
+        for place in all {
+            for other in &others {
+                let mut changed = example.clone();
+                *changed.pointer_mut(&place).unwrap() = other.clone();
+                let (read, valid) = (parse(&changed.to_string()), validator.is_valid(&changed));
+                assert!(
+                    valid || read.is_err(),
+                    "the schema refuses {place} = {other}, which is read"
+                );
+                // What a text says is the parser's to judge; that it is one is not.
+                if !other.is_string() {
+                    assert_eq!(valid, read.is_ok(), "{place} = {other}: {read:?}");
+                }
+                refused += usize::from(!valid);
+            }
+        }
+    }
+    assert!(refused > 100, "{refused}");
 }

@@ -27,7 +27,7 @@ fn a_malformed_spec_names_the_machine_and_the_field() {
         (
             r#"{"agnets": {}}"#,
             "error: the spec `bad.json` is not valid: unknown key `agnets` (did you mean `agents`?); a spec has \
-             the keys `agents` and `rollbackScript`\n"
+             the keys `agents`, `aliases` and `rollbackScript`\n"
                 .to_owned(),
         ),
         (

@@ -12,8 +12,8 @@ use hoist_certs::authority::{Authority, days};
 use hoist_certs::files::{Overwrite, write_private, write_public};
 use hoist_protocol::{
     AgentName, CacheKey, Channel, Deployment, DeploymentId, DeploymentParts, FleetName, Goal,
-    HealthCheck, KeyName, Machine, Order, Probe, Provenance, PublicKey, SigningKey, StorePath,
-    SubstituterUrl, System, Target, Text, Timestamp, sign,
+    HealthCheck, Held, KeyName, Machine, Order, Probe, Provenance, PublicKey, SigningKey,
+    StorePath, SubstituterUrl, System, Target, Text, Timestamp, sign,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Packet, Publish};
@@ -578,8 +578,9 @@ fn deployment(
         issued,
         expires: Timestamp::from_ms(sequence).plus(Duration::from_secs(3600)),
         target,
-        held: false,
+        held: Held::No,
         cancels: None,
+        renews: None,
         provenance: Provenance {
             revision: Some(Text::new("8f0e6d1c5b7a4f3e2d1c0b9a8f7e6d5c4b3a2f1e")?),
             run_url: Some(Text::new(

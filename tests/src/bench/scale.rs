@@ -304,7 +304,7 @@ impl Agent {
         let order = deployment.map(Deployment::order);
         let path: Option<StorePath> = match deployment.map(|of| &of.target().goal) {
             Some(Goal::Closure(path)) => Some(path.clone()),
-            Some(Goal::Rollback(_)) | None => None,
+            Some(Goal::Rollback(_) | Goal::Stay) | None => None,
         };
         Status {
             agent: self.machine.agent.clone(),

@@ -141,7 +141,8 @@ fn a_port_that_answers_no_more_after_the_activation_takes_it_back() {
         let machine = world.running("web-1")?;
         let v1 = world.system(&System::new("web-1", "1"))?;
         let v2 = world.system(&System::new("web-1", "2"))?;
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        // An address that nobody else takes a port of once this one is free again.
+        let listener = TcpListener::bind("127.83.7.41:0")?;
         let address = listener.local_addr()?.to_string();
         let check = ["--check-tcp", address.as_str(), "--check-retries", "1"];
         world.deploy(&machine, &v1, &check)?.expect_code(0)?;

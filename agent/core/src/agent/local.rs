@@ -8,7 +8,8 @@
 use std::time::Duration;
 
 use hoist_protocol::{
-    Deployment, DeploymentId, DeploymentParts, Goal, Order, Provenance, RollbackTo, Target, Text,
+    Deployment, DeploymentId, DeploymentParts, Goal, Held, Order, Provenance, RollbackTo, Target,
+    Text,
 };
 
 use super::waiting::Wait;
@@ -135,8 +136,9 @@ impl Agent {
             issued: moment.now,
             expires: moment.now.plus(LIVES),
             target,
-            held: false,
+            held: Held::No,
             cancels: None,
+            renews: None,
             provenance: Provenance::default(),
         })
         .map_err(|error| error.to_string())?;

@@ -5,6 +5,7 @@ mod desired;
 mod fetching;
 mod local;
 mod staged;
+mod standing;
 mod task;
 mod waiting;
 

@@ -54,7 +54,10 @@ impl Agent {
     ) {
         let sets_the_boot = match ended.entry.state {
             State::Staged => true,
-            State::Succeeded | State::Unchanged => ended.action != Some(Action::Test),
+            // What leaves the machine as it is has no path, and leaves also that alone.
+            State::Succeeded | State::Unchanged => {
+                ended.action != Some(Action::Test) && ended.entry.path.is_some()
+            }
             _ => false,
         };
         if !sets_the_boot {

@@ -166,9 +166,16 @@ impl Agent {
         if let Some(outcome) = expired(&deployment, moment) {
             return self.end(moment, task, outcome);
         }
+        if let Some(outcome) = self.renews_a_failure(&deployment) {
+            return self.end(moment, task, outcome);
+        }
         let mut target = deployment.target().clone();
         let path = match &target.goal {
             Goal::Closure(path) => path.clone(),
+            Goal::Stay => {
+                let outcome = self.stays(&deployment);
+                return self.end(moment, task, outcome);
+            }
             Goal::Rollback(to) => match self.ledger.resolve(*to) {
                 Some((path, how)) => {
                     let path = path.clone();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use hoist_protocol::{Deployment, Machine, Timestamp, digest};
+use hoist_protocol::{Deployment, Held, Machine, Timestamp, digest};
 
 use super::Agent;
 use crate::input::{Moment, Origin};
@@ -13,8 +13,8 @@ use crate::ledger::Task;
 pub(crate) enum Wait {
     /// Somebody at the machine holds it.
     HeldHere,
-    /// The deployment itself says that the machine is held.
-    HeldFromAfar,
+    /// The deployment itself holds the machine, until then when it says so.
+    HeldFromAfar(Option<Timestamp>),
     /// It begins at this time: a fleet does not begin at once.
     Spread(Timestamp),
 }
@@ -24,8 +24,10 @@ impl Agent {
     pub(crate) fn wait(&self, now: Timestamp) -> Option<Wait> {
         let task = self.ledger.next.as_ref()?;
         let deployment = self.offered.as_ref()?;
-        if deployment.parts().held {
-            return Some(Wait::HeldFromAfar);
+        match deployment.parts().held {
+            Held::UntilReleased => return Some(Wait::HeldFromAfar(None)),
+            Held::Until(until) if now < until => return Some(Wait::HeldFromAfar(Some(until))),
+            Held::Until(_) | Held::No => {}
         }
         if self.ledger.is_held(now) {
             return Some(Wait::HeldHere);
@@ -55,11 +57,15 @@ impl Agent {
     pub(super) fn wait_ends_at(&self) -> Option<Duration> {
         let (now, uptime) = self.clocks;
         let hold = self.ledger.hold.as_ref().and_then(|hold| hold.until);
-        let spread = match self.wait(now) {
-            Some(Wait::Spread(begins)) if self.ledger.current.is_none() => Some(begins),
+        let waits = match self.wait(now) {
+            Some(Wait::Spread(until) | Wait::HeldFromAfar(Some(until)))
+                if self.ledger.current.is_none() =>
+            {
+                Some(until)
+            }
             _ => None,
         };
-        let first = hold.into_iter().chain(spread).min()?;
+        let first = hold.into_iter().chain(waits).min()?;
         Some(uptime + first.since(now))
     }
 

@@ -112,7 +112,7 @@ fn a_deployment_that_holds_the_machine_waits_until_a_newer_one_releases_it() {
     let mut agent = TestAgent::new();
     agent.succeed(1);
     let mut hold = parts(2);
-    hold.held = true;
+    hold.held = Held::UntilReleased;
     assert_eq!(deeds(&agent.input(signed(hold))), ["persist"]);
     // That is for a publisher to end, not for somebody at the machine, nor for a restart.
     assert_eq!(answer(&agent.release()), Ok(LocalDone::Released));
@@ -129,11 +129,26 @@ fn a_deployment_that_holds_the_machine_waits_until_a_newer_one_releases_it() {
 }
 
 #[test]
+fn a_hold_from_afar_with_a_time_ends_by_itself_and_outlives_a_restart() {
+    let mut agent = TestAgent::new();
+    let until = agent.moment.now.plus(Duration::from_secs(60));
+    let mut hold = parts(1);
+    hold.held = Held::Until(until);
+    assert_eq!(deeds(&agent.input(signed(hold))), ["persist"]);
+    agent.restart();
+    assert_eq!(agent.agent.wake_at(), Some(Duration::from_secs(60)));
+    let message = agent.status().message;
+    assert!(message.as_str().contains(&until.to_string()), "{message}");
+    agent.moment.now = until;
+    assert_eq!(deeds(&agent.input(Input::Tick)), ["persist", "fetch"]);
+}
+
+#[test]
 fn a_deployment_that_holds_stops_what_is_fetched() {
     let mut agent = TestAgent::new();
     agent.input(deployment(1));
     let mut hold = parts(2);
-    hold.held = true;
+    hold.held = Held::UntilReleased;
     assert_eq!(
         deeds(&agent.input(signed(hold))),
         ["persist", "cancel fetch", "forget"]

@@ -9,4 +9,5 @@ mod local;
 mod newest;
 mod outcomes;
 mod staging;
+mod standing;
 mod support;

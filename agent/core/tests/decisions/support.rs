@@ -8,9 +8,9 @@ pub(crate) use hoist_agent_core::{
 };
 pub(crate) use hoist_protocol::limits::SEQUENCE_AHEAD_MS;
 pub(crate) use hoist_protocol::{
-    AgentName, Deployment, DeploymentId, DeploymentParts, FetchProgress, FleetName, Goal, KeyName,
-    Machine, Order, Provenance, Reason, RollbackTo, SigningKey, State, Status, StorePath, System,
-    Target, Text, Timestamp, TrustedKeys, digest, sign,
+    AgentName, Deployment, DeploymentId, DeploymentParts, FetchProgress, FleetName, Goal, Held,
+    KeyName, Machine, Order, Provenance, Reason, RollbackTo, SigningKey, State, Status, StorePath,
+    System, Target, Text, Timestamp, TrustedKeys, digest, sign,
 };
 pub(crate) use uuid::Uuid;
 
@@ -55,8 +55,9 @@ pub(crate) fn parts(n: u64) -> DeploymentParts {
         issued: Timestamp::from_ms(NOW),
         expires: Timestamp::from_ms(NOW + 24 * HOUR),
         target: Target::new(Goal::Closure(path(&format!("v{n}")))),
-        held: false,
+        held: Held::No,
         cancels: None,
+        renews: None,
         provenance: Provenance::default(),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use hoist_agent_core::{Config, Offer};
 use hoist_protocol::limits::SEQUENCE_AHEAD_MS;
 use hoist_protocol::{
-    Action, AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, KeyName,
+    Action, AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, Held, KeyName,
     Machine, Order, Provenance, RollbackTo, SigningKey, StorePath, System, Target, Text, Timestamp,
     TrustedKeys, VerifyError, digest, sign,
 };
@@ -15,7 +15,7 @@ use uuid::Uuid;
 pub(crate) const START_MS: u64 = 1_795_000_000_000;
 
 /// How many deployments come one after another; one schedule publishes some of them.
-pub(crate) const LENGTH: usize = 44;
+pub(crate) const LENGTH: usize = 49;
 
 /// What is special about a deployment.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -42,6 +42,12 @@ pub(crate) enum Special {
     Held,
     /// It cancels the one with this index.
     Cancels(usize),
+    /// It cancels the one with this index, and leaves the machine as it is.
+    Stays(usize),
+    /// It says again what the one with this index said.
+    Renews(usize),
+    /// It holds the machine for ten minutes.
+    HeldFor,
     /// It begins within ten minutes.
     Spread,
     /// It is not switched to, but this is done with it.
@@ -115,6 +121,11 @@ fn special(n: usize) -> Special {
         31 => Special::Action(Action::DryActivate),
         34 => Special::Before(33),
         37 => Special::Held,
+        44 => Special::Renews(43),
+        45 => Special::Stays(44),
+        46 => Special::HeldFor,
+        47 => Special::Renews(46),
+        48 => Special::Stays(43),
         _ => Special::None,
     }
 }
@@ -142,7 +153,12 @@ fn parts(n: usize, machine: &Machine) -> DeploymentParts {
         Special::Twin(of) => order = parts(of, machine).order,
         Special::SameId(of) => order.id = id(of),
         Special::Cancels(of) => cancels = Some(id(of)),
-        Special::Held | Special::Spread | Special::Action(_) => {}
+        Special::Stays(of) => {
+            goal = Goal::Stay;
+            cancels = Some(id(of));
+        }
+        Special::Renews(of) => goal = parts(of, machine).target.goal,
+        Special::Held | Special::HeldFor | Special::Spread | Special::Action(_) => {}
     }
     let mut target = Target::new(goal);
     match special {
@@ -156,8 +172,16 @@ fn parts(n: usize, machine: &Machine) -> DeploymentParts {
         issued: Timestamp::from_ms(issued),
         expires: Timestamp::from_ms(issued + lives),
         target,
-        held: special == Special::Held,
+        held: match special {
+            Special::Held => Held::UntilReleased,
+            Special::HeldFor => Held::Until(Timestamp::from_ms(issued + 600_000)),
+            _ => Held::No,
+        },
         cancels,
+        renews: match special {
+            Special::Renews(of) => Some(id(of)),
+            _ => None,
+        },
         provenance: Provenance::default(),
     }
 }

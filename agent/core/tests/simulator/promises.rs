@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use hoist_agent_core::{JobOrder, Ledger, LocalDone, Origin, Staged, Task, Told};
 use hoist_protocol::{
-    Action, Deployment, DeploymentId, Goal, HistoryEntry, Order, RollbackTo, State, Status,
+    Action, Deployment, DeploymentId, Goal, Held, HistoryEntry, Order, RollbackTo, State, Status,
     StorePath, Text, digest,
 };
 
@@ -174,9 +174,13 @@ impl Promises {
         }
         let mut published = world.fleet.published.iter();
         match published.find(|published| published.id() == id) {
-            Some(published) if published.special == Special::Held => {
-                Err(format!("begins {id}, which holds the machine"))
-            }
+            Some(published) => match published.offer.deployment.deployment().parts().held {
+                Held::UntilReleased => Err(format!("begins {id}, which holds the machine")),
+                Held::Until(until) if world.moment().now < until => Err(format!(
+                    "begins {id}, which holds the machine until {until}"
+                )),
+                Held::Until(_) | Held::No => Ok(()),
+            },
             _ => Ok(()),
         }
     }
@@ -267,6 +271,7 @@ impl Promises {
                     same.then_some(())
                         .ok_or_else(|| format!("{id} is told as unchanged, and is not"))
                 }
+                State::Unchanged if entry.path.is_none() => Self::stayed(world, entry),
                 State::Unchanged => {
                     let path = entry.path.as_ref();
                     let mut published = world.fleet.published.iter();
@@ -295,11 +300,31 @@ impl Promises {
         }
     }
 
+    /// A deployment says that it left the machine as it was: it meant that, and came in time.
+    fn stayed(world: &World, entry: &HistoryEntry) -> Result<(), String> {
+        let id = entry.id;
+        let mut published = world.fleet.published.iter();
+        let Some(of) = published.find_map(|published| match published.special {
+            Special::Stays(of) if published.id() == id => Some(world.fleet.published[of].id()),
+            _ => None,
+        }) else {
+            return Err(format!("{id} is told as unchanged, and meant a path"));
+        };
+        let cancelled = world.promises.outcomes.get(&of).map(|entry| entry.state);
+        match cancelled {
+            Some(State::Succeeded | State::Unchanged | State::Staged) => Err(format!(
+                "{id} is told to have cancelled {of}, which was carried out"
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// The path that a deployment means, by what this machine really ran.
     fn meant<'a>(world: &'a World, deployment: &'a Deployment) -> Option<&'a StorePath> {
         let ran = |id: DeploymentId| world.promises.good.get(&id);
         match &deployment.target().goal {
             Goal::Closure(path) => Some(path),
+            Goal::Stay => None,
             Goal::Rollback(RollbackTo::Deployment(id)) => ran(*id)
                 .filter(|_| {
                     let outcome = world.promises.outcomes.get(id);
@@ -355,6 +380,10 @@ impl Promises {
         let deployment = signed.offer.deployment.deployment();
         if deployment.expires() <= world.moment().now {
             return Err(format!("activates {id}, which has expired"));
+        }
+        let renewed = (deployment.parts().renews).and_then(|of| world.promises.outcomes.get(&of));
+        if renewed.is_some_and(|entry| matches!(entry.state, State::Failed | State::RolledBack)) {
+            return Err(format!("activates {id}, which renews what has failed"));
         }
         let meant = Self::meant(world, deployment);
         if meant != Some(&job.path) {
@@ -455,7 +484,8 @@ impl Promises {
         }
         let runs = matches!(status.state, State::Succeeded | State::Unchanged);
         // Another boot may have brought something else since.
-        if runs && world.boots == 1 && status.path.as_ref() != Some(&world.running) {
+        let brought = status.path.is_some();
+        if runs && brought && world.boots == 1 && status.path.as_ref() != Some(&world.running) {
             return Err(format!(
                 "{id} is told as {}, and does not run",
                 status.state

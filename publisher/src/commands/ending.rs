@@ -1,0 +1,148 @@
+//! How a run ends: what is shown, what is written, and what the program exits with.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::time::Duration;
+
+use camino::Utf8Path;
+
+use super::CommandError;
+use super::send::{NAMED, Sending};
+use crate::ci::summary;
+use crate::console::{Console, print};
+use crate::drive::Stop;
+use crate::follow::{Published, Wait};
+use crate::lines_shown::LinesShown;
+use crate::outcome::{Exit, Outcome, exit_of};
+use crate::report::Report;
+use crate::settings::process_environment;
+
+impl Sending<'_> {
+    pub(super) fn finish(
+        &self,
+        console: &Console,
+        mut report: Report,
+        stop: &Stop,
+        lines_shown: &LinesShown,
+        published: Published,
+    ) -> Result<Exit, CommandError> {
+        let exit = match stop {
+            Stop::Over | Stop::Halted(_) | Stop::TimeUp => {
+                exit_of(&report.outcomes(), self.wait() == Some(Wait::All))
+            }
+            Stop::Interrupted => Exit::Interrupted,
+            Stop::Lost(_) => Exit::Error,
+        };
+        if matches!(stop, Stop::Interrupted | Stop::Lost(_)) {
+            report.time_was_not_up();
+        }
+        report.exit_code = exit.code();
+        report.interrupted = matches!(stop, Stop::Interrupted);
+        show_tails(console, &report, lines_shown);
+        self.log().end_section();
+        if self.follow().json {
+            print(&report.to_json()).map_err(CommandError::Output)?;
+        } else {
+            print(&report.table()).map_err(CommandError::Output)?;
+        }
+        match stop {
+            Stop::Over | Stop::Halted(_) => {}
+            Stop::TimeUp => console.note(&format!(
+                "the time was up after {}; {}",
+                crate::duration::show(self.follow().timeout),
+                how_to_watch(&report)
+            )),
+            Stop::Interrupted => {
+                if !published.is_over() {
+                    let Published { there, of, .. } = published;
+                    console.warn(&format!(
+                        "interrupted after {there} of {of} deployments had been published and read back"
+                    ));
+                }
+                console.note(&format!(
+                    "interrupted: the machines are left alone and go on by themselves; {}",
+                    how_to_watch(&report)
+                ));
+            }
+            Stop::Lost(error) => {
+                let error = std::error::Error::source(error)
+                    .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+                console.warn(&format!("{error}; {}", how_to_watch(&report)));
+            }
+        }
+        if !report.machines.is_empty() {
+            let took = Duration::from_secs_f64(report.seconds);
+            let took = crate::duration::show(took);
+            console.note(&format!("{} in {took}", report.summary()));
+        }
+        self.log().annotate(&report);
+        self.leave(console, &report);
+        Ok(exit)
+    }
+
+    /// Writes the files that tell of the run.
+    fn leave(&self, console: &Console, report: &Report) {
+        if let Some(path) = &self.follow().report {
+            not_written(console, path, std::fs::write(path, report.to_json()));
+        }
+        if let Some(path) = &self.follow().summary {
+            not_written(
+                console,
+                path,
+                std::fs::write(path, summary::markdown(report)),
+            );
+        } else if let Some(path) = process_environment("GITHUB_STEP_SUMMARY") {
+            // Other commands of the same step write there too.
+            let file = OpenOptions::new().append(true).create(true).open(&path);
+            let text = summary::markdown(report);
+            let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+            not_written(console, path.as_str().into(), written);
+        }
+    }
+}
+
+/// A failure to write what CI is shown: what was done is done.
+fn not_written(console: &Console, path: &Utf8Path, written: std::io::Result<()>) {
+    if let Err(error) = written {
+        console.warn(&format!("cannot write `{path}`: {error}"));
+    }
+}
+
+/// The end of the log of what did not go well, unless it has been seen as it came.
+fn show_tails(console: &Console, report: &Report, lines_shown: &LinesShown) {
+    for machine in &report.machines {
+        let told = matches!(
+            machine.outcome,
+            Outcome::Failed | Outcome::RolledBack | Outcome::RollbackFailed | Outcome::Conflict
+        );
+        let all = machine.log_lines.unwrap_or(0);
+        if !told || lines_shown.count(&machine.agent) >= all {
+            continue;
+        }
+        let agent = &machine.agent;
+        console.note(&format!(
+            "{agent} | the last {} of {all} lines of its log:",
+            machine.log_tail.len()
+        ));
+        for line in &machine.log_tail {
+            console.note(&format!("{agent} |   {}", line.as_str().replace('\n', " ")));
+        }
+    }
+}
+
+fn how_to_watch(report: &Report) -> String {
+    let open: Vec<&str> = report
+        .machines
+        .iter()
+        .filter(|machine| matches!(machine.outcome, Outcome::TimedOut | Outcome::Offline))
+        .map(|machine| machine.agent.as_str())
+        .collect();
+    if open.is_empty() || open.len() > NAMED {
+        return "`hoist status` shows how they do".to_owned();
+    }
+    format!(
+        "`hoist status {}` shows how they do, `hoist logs {} --follow` what they say",
+        open.join(" "),
+        open[0]
+    )
+}

@@ -1,0 +1,123 @@
+//! `--dry-run` of the commands that make something of what machines have: what would be published for whom.
+
+use hoist_protocol::{AgentName, Presence, StorePath, Text};
+use serde::Serialize;
+
+use super::CommandError;
+use super::choosing::{Chosen, check_names};
+use super::send::{Sending, Task};
+use super::status::short_path;
+use crate::console::print;
+use crate::console::table::{Page, Tone, render};
+use crate::drive::Interrupts;
+use crate::outcome::{Exit, Outcome};
+use crate::report::SCHEMA;
+use crate::snapshot::Seen;
+
+/// What would become of a machine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Would {
+    /// A deployment would be published for it.
+    Publish,
+    /// There is nothing to do for it.
+    Skip,
+    /// It cannot be done for it.
+    Refuse,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    agent: AgentName,
+    would: Would,
+    presence: Option<&'static str>,
+    current_path: Option<StorePath>,
+    detail: Text<1024>,
+}
+
+/// Runs the command up to where it would sign.
+pub(super) async fn run(sending: &Sending<'_>, task: &Task) -> Result<Exit, CommandError> {
+    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
+    let rows = tokio::select! {
+        rows = rows(sending, task) => rows?,
+        () = interrupts.next() => return Ok(Exit::Interrupted),
+    };
+    let exit = match rows.iter().any(|row| row.would == Would::Refuse) {
+        true => Exit::Error,
+        false => Exit::Ok,
+    };
+    let text = if sending.follow().json {
+        let document = serde_json::json!({
+            "schema": SCHEMA,
+            "command": sending.command(),
+            "fleet": sending.fleet(),
+            "dry_run": true,
+            "exit_code": exit.code(),
+            "machines": rows,
+        });
+        serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
+    } else if rows.is_empty() {
+        "no machine is meant by that\n".to_owned()
+    } else {
+        table(&rows, Page::stdout())
+    };
+    print(&text).map_err(CommandError::Output)?;
+    Ok(exit)
+}
+
+async fn rows(sending: &Sending<'_>, task: &Task) -> Result<Vec<Row>, CommandError> {
+    let Task::Chosen(selection, choose) = task else {
+        return Ok(Vec::new());
+    };
+    let (mut link, snapshot) = sending.look(task).await?;
+    check_names(&mut link, sending.fleet(), selection, &snapshot).await?;
+    link.close().await;
+    let chosen = Chosen::new(&snapshot, selection, &**choose, &sending.keys().trusted)?;
+    let row = |agent: &AgentName, would, detail: &str| {
+        let seen = snapshot.machine(agent);
+        let status = seen.and_then(|seen: &Seen| seen.status.as_ref());
+        Row {
+            agent: agent.clone(),
+            would,
+            presence: seen.and_then(|seen| seen.presence).map(Presence::as_str),
+            current_path: status.and_then(|status| status.current_path.clone()),
+            detail: Text::lossy(detail),
+        }
+    };
+    let sent = (chosen.said.iter()).map(|(agent, said)| row(agent, Would::Publish, said));
+    let others = chosen.others.iter().map(|report| {
+        let would = match report.outcome {
+            Outcome::Skipped => Would::Skip,
+            _ => Would::Refuse,
+        };
+        row(&report.agent, would, report.message.as_str())
+    });
+    let mut rows: Vec<Row> = sent.chain(others).collect();
+    rows.sort_by(|a, b| a.agent.cmp(&b.agent));
+    Ok(rows)
+}
+
+fn table(rows: &[Row], page: Page) -> String {
+    let cells = rows.iter().map(|row| {
+        let runs = row.current_path.as_ref();
+        let (word, tone) = match row.would {
+            Would::Publish => ("publish", Tone::Good),
+            Would::Skip => ("skip", Tone::Plain),
+            Would::Refuse => ("refuse", Tone::Bad),
+        };
+        vec![
+            (row.agent.to_string(), Tone::Plain),
+            (runs.map_or_else(|| "-".to_owned(), short_path), Tone::Plain),
+            (word.to_owned(), tone),
+            (row.detail.to_string(), Tone::Plain),
+        ]
+    });
+    let table = render(page, &["MACHINE", "RUNS", "WOULD", "WHAT"], cells.collect());
+    let count = |would| rows.iter().filter(|row| row.would == would).count();
+    format!(
+        "{table}{} to publish, {} to skip, {} refused; nothing was published\n",
+        count(Would::Publish),
+        count(Would::Skip),
+        count(Would::Refuse)
+    )
+}

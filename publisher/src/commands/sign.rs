@@ -1,0 +1,308 @@
+//! `hoist sign`: another's signature under deployments that were prepared, once they have been looked at.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+
+use camino::Utf8PathBuf;
+use clap::Args;
+use hoist_certs::program::now;
+use hoist_protocol::{
+    AgentName, Channel, DeploymentParts, Draft, Goal, Held, PublicKey, RollbackTo, StorePath,
+    Target,
+};
+use serde::Serialize;
+
+use super::status::READERS;
+use super::{CommandError, look};
+use crate::console::print;
+use crate::console::table::{Page, Tone, render};
+use crate::drive::Interrupts;
+use crate::link::Link;
+use crate::outcome::Exit;
+use crate::plan::PlanError;
+use crate::report::SCHEMA;
+use crate::settings::{Flags, Keys, Settings, SigningFlags, process_environment};
+use crate::signed_file::SignedFile;
+use crate::snapshot::Snapshot;
+
+pub(crate) const SIGN_EXAMPLES: &str = "\
+Examples:
+  hoist deploy spec.json --prepare release.json     CI signs, and publishes nothing
+  hoist sign release.json                           a second person sees what it is, and signs
+  hoist deploy --signed release.json                publishes what has enough signatures; needs no signing key
+
+Machines ask for two signatures with `required_signatures = 2` in agent.toml and broker.toml. What was prepared before
+something newer was deployed is not published over that.";
+
+/// `hoist sign`
+#[derive(Debug, Args)]
+pub struct SignArgs {
+    /// The file that `--prepare` of `hoist deploy` and the other commands wrote; the signature is added in it
+    pub file: Utf8PathBuf,
+    /// Sign without being asked
+    #[arg(long)]
+    pub yes: bool,
+    /// Only show what is in the file, and who has signed it
+    #[arg(long, conflicts_with = "yes")]
+    pub show: bool,
+    /// Do not ask the broker what the machines run now
+    #[arg(long)]
+    pub offline: bool,
+    /// Write what is in the file as JSON, every field of it
+    #[arg(long)]
+    pub json: bool,
+    /// The keys
+    #[command(flatten)]
+    pub signing: SigningFlags,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`CommandError`]; then the file is as it was.
+pub async fn run(args: &SignArgs, flags: Flags) -> Result<Exit, CommandError> {
+    let settings = Settings::load(flags, &process_environment)?;
+    let mut file = SignedFile::read(&args.file)?;
+    let keys = match args.show {
+        true => settings.trusted(&args.signing)?,
+        false => settings.keys(&args.signing)?,
+    };
+    let snapshot = match args.offline {
+        true => Snapshot::new(file.fleet.clone()),
+        false => tokio::select! {
+            snapshot = machines(&settings, &file) => snapshot?,
+            () = interrupted() => return Ok(Exit::Interrupted),
+        },
+    };
+    show(args, &file, &keys, &snapshot)?;
+    if args.show {
+        return Ok(Exit::Ok);
+    }
+    let expired = file
+        .drafts
+        .iter()
+        .find(|draft| draft.deployment().expires() <= now());
+    if let Some(draft) = expired {
+        let agent = draft.deployment().machine().agent.clone();
+        return Err(CommandError::PreparedExpired(agent, args.file.clone()));
+    }
+    let names: Vec<String> = keys
+        .signing
+        .iter()
+        .map(|key| key.name().to_string())
+        .collect();
+    let names = names.join(", ");
+    if !args.yes && !agreed(&file, &names)? {
+        say("nothing was signed");
+        return Ok(Exit::Error);
+    }
+    let sign = async {
+        for draft in &mut file.drafts {
+            for signer in &keys.signing {
+                let signed = signer.sign(draft).await;
+                signed.map_err(|error| {
+                    CommandError::Plan(PlanError::Signer(signer.name().clone(), error))
+                })?;
+            }
+        }
+        Ok::<(), CommandError>(())
+    };
+    tokio::select! {
+        signed = sign => signed?,
+        () = interrupted() => return Ok(Exit::Interrupted),
+    }
+    file.write(&args.file)?;
+    let lacking = file.lacking(&keys.trusted);
+    let then = match lacking.first() {
+        None => format!("`hoist deploy --signed {}` publishes them", args.file),
+        Some((_, error)) => format!("not enough yet: {error}"),
+    };
+    say(&format!(
+        "signed by {names}: {} deployments in `{}`; {then}",
+        file.drafts.len(),
+        args.file
+    ));
+    Ok(Exit::Ok)
+}
+
+async fn interrupted() {
+    match Interrupts::listen() {
+        Ok(mut interrupts) => interrupts.next().await,
+        // Then the system's own way to end a program is left.
+        Err(error) => {
+            tracing::debug!(%error, "interrupts cannot be listened for");
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What the machines of the file say of themselves.
+async fn machines(settings: &Settings<'_>, file: &SignedFile) -> Result<Snapshot, CommandError> {
+    let caller = settings.caller("look at what machines run (or give --offline)", &READERS)?;
+    if caller.fleet != file.fleet {
+        return Err(CommandError::OtherFleet {
+            file: file.fleet.clone(),
+            certificate: caller.fleet,
+        });
+    }
+    let agents: Vec<AgentName> = (file.drafts.iter())
+        .map(|draft| draft.deployment().machine().agent.clone())
+        .collect();
+    let mut link = Link::open(&caller).await?;
+    let snapshot = look(&mut link, &caller.fleet, &agents, &[Channel::Status]).await?;
+    link.close().await;
+    Ok(snapshot)
+}
+
+/// What is to be signed for one machine.
+#[derive(Serialize)]
+struct Row<'a> {
+    agent: &'a AgentName,
+    current_path: Option<&'a StorePath>,
+    /// The names, as they are configured here, of the trusted keys that have signed it.
+    signed_by: Vec<String>,
+    deployment: &'a DeploymentParts,
+}
+
+fn show(
+    args: &SignArgs,
+    file: &SignedFile,
+    keys: &Keys,
+    snapshot: &Snapshot,
+) -> Result<(), CommandError> {
+    let rows: Vec<Row<'_>> = (file.drafts.iter())
+        .map(|draft| row(draft, keys.trusted.keys(), snapshot))
+        .collect();
+    let text = if args.json {
+        let document = serde_json::json!({
+            "schema": SCHEMA,
+            "command": "sign",
+            "fleet": file.fleet,
+            "required_signatures": keys.required,
+            "machines": rows,
+        });
+        serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
+    } else {
+        table(&rows, Page::stdout())
+    };
+    print(&text).map_err(CommandError::Output)
+}
+
+fn row<'a>(draft: &'a Draft, trusted: &[PublicKey], snapshot: &'a Snapshot) -> Row<'a> {
+    let parts = draft.deployment().parts();
+    let agent = &parts.machine.agent;
+    let status = snapshot
+        .machine(agent)
+        .and_then(|seen| seen.status.as_ref());
+    let signed = trusted.iter().filter(|key| draft.is_signed_by(key));
+    Row {
+        agent,
+        current_path: status.and_then(|status| status.current_path.as_ref()),
+        signed_by: signed.map(|key| key.name().to_string()).collect(),
+        deployment: parts,
+    }
+}
+
+fn table(rows: &[Row<'_>], page: Page) -> String {
+    let cells = rows.iter().map(|row| {
+        let signed = match row.signed_by.is_empty() {
+            true => ("nobody known here".to_owned(), Tone::Bad),
+            false => (row.signed_by.join(", "), Tone::Good),
+        };
+        vec![
+            (row.agent.to_string(), Tone::Plain),
+            (
+                row.current_path
+                    .map_or("-", |path| path.as_str())
+                    .to_owned(),
+                Tone::Plain,
+            ),
+            (goal(&row.deployment.target.goal), Tone::Plain),
+            (extras(row.deployment).join("; "), Tone::Plain),
+            signed,
+        ]
+    });
+    let header = ["MACHINE", "RUNS", "WOULD RUN", "BESIDES", "SIGNED BY"];
+    render(page, &header, cells.collect())
+}
+
+fn goal(goal: &Goal) -> String {
+    match goal {
+        Goal::Closure(path) => path.to_string(),
+        Goal::Rollback(RollbackTo::Deployment(id)) => format!("what deployment {id} brought"),
+        Goal::Rollback(RollbackTo::Before(id)) => format!("what ran before deployment {id}"),
+        Goal::Stay => "what it runs".to_owned(),
+    }
+}
+
+/// Everything else that is not as it is by default.
+fn extras(parts: &DeploymentParts) -> Vec<String> {
+    let target = &parts.target;
+    let default = Target::new(target.goal.clone());
+    let mut extras = Vec::new();
+    let mut add = |is: bool, text: String| extras.extend(is.then_some(text));
+    add(target.action != default.action, target.action.to_string());
+    add(target.kind != default.kind, format!("as {}", target.kind));
+    if let Some(profile) = &target.profile {
+        add(true, format!("profile {profile}"));
+    }
+    if let Some(specialisation) = &target.specialisation {
+        add(true, format!("specialisation {specialisation}"));
+    }
+    let checks = target.health_checks.len();
+    add(checks > 0, format!("{checks} health checks"));
+    add(
+        target.units_failed != default.units_failed,
+        "may have failed units".to_owned(),
+    );
+    add(
+        target.allow_no_agent,
+        "MAY COME WITHOUT AN AGENT".to_owned(),
+    );
+    add(target.closure_digest.is_some(), "with a digest".to_owned());
+    for cache in &target.substituters {
+        add(true, format!("from the cache {cache}"));
+    }
+    for key in &target.substituter_keys {
+        add(true, format!("TRUSTS the cache key {key}"));
+    }
+    match parts.held {
+        Held::No => {}
+        Held::UntilReleased => add(true, "held".to_owned()),
+        Held::Until(until) => add(true, format!("held until {until}")),
+    }
+    if let Some(id) = parts.cancels {
+        add(true, format!("cancels {id}"));
+    }
+    if parts.order.epoch > 0 {
+        add(true, format!("epoch {}", parts.order.epoch));
+    }
+    add(true, format!("valid until {}", parts.expires));
+    extras
+}
+
+/// Asks on the terminal.
+fn agreed(file: &SignedFile, names: &str) -> Result<bool, CommandError> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(CommandError::NobodyToAsk);
+    }
+    let question = format!(
+        "Sign these {} deployments with {names}? [y/N] ",
+        file.drafts.len()
+    );
+    let mut stderr = std::io::stderr().lock();
+    (stderr
+        .write_all(question.as_bytes())
+        .and_then(|()| stderr.flush()))
+    .map_err(CommandError::Output)?;
+    let mut answer = String::new();
+    stdin
+        .lock()
+        .read_line(&mut answer)
+        .map_err(CommandError::Answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+fn say(text: &str) {
+    crate::console::Console::new(false).note(text);
+}
