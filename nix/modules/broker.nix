@@ -39,6 +39,7 @@ let
       state = "/var/lib/${unit}";
     }
     // lib.optionalAttrs (cfg.trustedKeys != [ ]) { trusted_keys = cfg.trustedKeys; }
+    // lib.optionalAttrs (cfg.requiredSignatures != null) { required_signatures = cfg.requiredSignatures; }
   );
 in
 {
@@ -81,6 +82,13 @@ in
           Public halves of the keys that sign deployments. With them the broker refuses what they have not signed,
           and what is older than the deployment it holds. Machines check this themselves in any case.
         '';
+      };
+
+      requiredSignatures = lib.mkOption {
+        type = lib.types.nullOr lib.types.ints.positive;
+        default = null;
+        example = 2;
+        description = "How many of the trusted keys have to sign each deployment; 1 unless set.";
       };
     };
 

@@ -55,6 +55,7 @@ let
     };
   broker = evaluate linux ../modules/broker.nix "hoist-broker" {
     address = "127.0.0.1";
+    requiredSignatures = 1;
     settings.max_connections = 100;
   };
   lastOf = list: builtins.elemAt list (builtins.length list - 1);
