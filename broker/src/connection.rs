@@ -13,12 +13,12 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::detached::{Detached, Left, Place, Places};
-use crate::edge::Guest;
+use crate::detached::{Detached, KeptSession, KeptSessions, SessionState};
+use crate::edge::Authenticated;
 use crate::guard::{Agents, Meter, Peer};
 use crate::hub::{Client, Hub, Number, TakeoverLoop};
 use crate::inbox::{Control, Event, Inbox, Ticket};
-use crate::log_limit::Quiet;
+use crate::log_limit::LogLimit;
 use crate::message::{Message, now_ms};
 use crate::observe::{Held, Observer, Origin, Reason};
 use crate::router::{Relay, Router, Watch, WatchError};
@@ -45,9 +45,9 @@ pub(crate) struct Shared {
     pub(crate) relay: Relay,
     pub(crate) timeouts: Timeouts,
     pub(crate) observer: Observer,
-    pub(crate) quiet: Arc<Quiet>,
+    pub(crate) log_limit: Arc<LogLimit>,
     /// For sessions that outlive their connections.
-    pub(crate) places: Arc<Places>,
+    pub(crate) kept_sessions: Arc<KeptSessions>,
 }
 
 /// One connection after its handshake.
@@ -67,7 +67,7 @@ pub(crate) struct Connection<S> {
     /// Who this is, for the audit log; of one that has published deployments.
     origin: Option<Arc<Origin>>,
     /// Of a session that is to outlive the connection.
-    place: Option<Place>,
+    place: Option<KeptSession>,
     /// Plain bytes that the session did not take yet.
     unread: Vec<u8>,
     /// Bytes are in the stream's own buffer.
@@ -94,17 +94,21 @@ enum Woken {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    pub(crate) fn new(stream: S, guest: Guest, shared: Arc<Shared>) -> Box<Self> {
+    pub(crate) fn new(stream: S, authenticated: Authenticated, shared: Arc<Shared>) -> Box<Self> {
         let now = Instant::now();
         let alarm = Box::pin(sleep_until(now + shared.timeouts.connect));
         Box::new(Self {
             stream,
-            address: guest.address,
-            number: guest.number,
-            session: Session::new(guest.peer, guest.policy, guest.number),
+            address: authenticated.address,
+            number: authenticated.number,
+            session: Session::new(
+                authenticated.peer,
+                authenticated.policy,
+                authenticated.number,
+            ),
             shared,
             inbox: Inbox::new(),
-            control: guest.control,
+            control: authenticated.control,
             client: None,
             watch: None,
             counted: None,
@@ -115,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             heard: now,
             stalled: None,
             partial: None,
-            meter: guest.meter,
+            meter: authenticated.meter,
             throttled: None,
             alarm,
         })
@@ -450,7 +454,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.shared.observer.metrics().takeovers.inc();
                 // Its will has to be applied before anybody hears that the new session is there.
                 before.ended().await;
-                left = before.take_left();
+                left = before.take_state();
             }
             Ok(None) => {}
             Err(TakeoverLoop) => return self.session.unavailable(Ended::TakeoverLoop),
@@ -485,7 +489,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn take_place(&mut self, wanted: bool) -> Result<(), Ended> {
         if wanted && self.place.is_none() {
-            let taken = Places::take(&self.shared.places, self.session.peer());
+            let taken = KeptSessions::take(&self.shared.kept_sessions, self.session.peer());
             self.place = Some(taken.map_err(Ended::TooManySessions)?);
         }
         Ok(())
@@ -584,7 +588,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         match (client, place) {
             (Some(client), Some(place)) if outlives => {
-                let left = Left {
+                let left = SessionState {
                     kept,
                     inbox,
                     watch,
@@ -685,7 +689,7 @@ fn note_refusal(
     shared
         .observer
         .refused(&origin, reason, "", &refusal.to_string());
-    if shared.quiet.says(reason, std::time::Instant::now()) {
+    if shared.log_limit.allows(reason, std::time::Instant::now()) {
         warn!(%peer, client_id, %address, "refused: {refusal}");
     }
     true

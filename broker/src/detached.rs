@@ -25,18 +25,18 @@ use crate::settings::Absence;
 const TOO_MUCH: &str = "its client has missed too much";
 
 /// What one connection leaves to the next.
-pub(crate) struct Left {
+pub(crate) struct SessionState {
     pub(crate) kept: Box<Kept>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) watch: Option<Watch>,
-    pub(crate) place: Place,
+    pub(crate) place: KeptSession,
     /// A will that is not due yet.
     pub(crate) will: Option<Box<Will>>,
 }
 
 /// A session without a connection.
 pub(crate) struct Detached {
-    left: Left,
+    left: SessionState,
     number: Number,
     client: Client,
     control: Arc<Control>,
@@ -54,7 +54,7 @@ enum Woken {
 
 impl Detached {
     pub(crate) fn new(
-        left: Left,
+        left: SessionState,
         number: Number,
         client: Client,
         control: Arc<Control>,
@@ -146,7 +146,7 @@ impl Detached {
     }
 }
 
-impl Left {
+impl SessionState {
     /// Ends the session: its will is due, and nobody tells it anything any more.
     pub(crate) async fn discard(self, shared: &Shared) {
         for machine in self.kept.machines() {
@@ -158,7 +158,7 @@ impl Left {
     }
 }
 
-impl std::fmt::Debug for Left {
+impl std::fmt::Debug for SessionState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "what a session of {} has left", self.kept.peer())
     }
@@ -166,7 +166,7 @@ impl std::fmt::Debug for Left {
 
 /// How many sessions may outlive their connections, in all and of one identity.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct KeptSessions {
     all: usize,
     each: usize,
     taken: Mutex<HashMap<Arc<Peer>, usize>>,
@@ -174,12 +174,12 @@ pub(crate) struct Places {
 
 /// One of them; it is free again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct KeptSession {
     peer: Arc<Peer>,
-    places: Arc<Places>,
+    kept_sessions: Arc<KeptSessions>,
 }
 
-impl Places {
+impl KeptSessions {
     pub(crate) fn new(absence: &Absence) -> Arc<Self> {
         Arc::new(Self {
             all: absence.kept,
@@ -189,28 +189,34 @@ impl Places {
     }
 
     /// Takes a place for a session of `peer`, or names the setting that stands in the way.
-    pub(crate) fn take(places: &Arc<Self>, peer: &Arc<Peer>) -> Result<Place, &'static str> {
-        let mut taken = places.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.values().sum::<usize>() >= places.all {
+    pub(crate) fn take(
+        kept_sessions: &Arc<Self>,
+        peer: &Arc<Peer>,
+    ) -> Result<KeptSession, &'static str> {
+        let mut taken = kept_sessions
+            .taken
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if taken.values().sum::<usize>() >= kept_sessions.all {
             warn!(
-                limit = places.all,
+                limit = kept_sessions.all,
                 "no further session is kept: max_kept_sessions"
             );
             return Err("max_kept_sessions");
         }
         let of_peer = taken.get(peer).copied().unwrap_or(0);
-        if of_peer >= places.each {
+        if of_peer >= kept_sessions.each {
             return Err("max_kept_sessions_per_identity");
         }
         taken.insert(Arc::clone(peer), of_peer + 1);
-        Ok(Place {
+        Ok(KeptSession {
             peer: Arc::clone(peer),
-            places: Arc::clone(places),
+            kept_sessions: Arc::clone(kept_sessions),
         })
     }
 }
 
-impl Places {
+impl KeptSessions {
     /// How many are taken, and how many there are.
     pub(crate) fn taken(&self) -> (usize, usize) {
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,10 +224,10 @@ impl Places {
     }
 }
 
-impl Drop for Place {
+impl Drop for KeptSession {
     fn drop(&mut self) {
         let mut taken = self
-            .places
+            .kept_sessions
             .taken
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
@@ -244,20 +250,23 @@ mod tests {
 
     #[test]
     fn places_are_counted_in_all_and_for_each_and_come_free() {
-        let places = Places::new(&Absence {
+        let kept_sessions = KeptSessions::new(&Absence {
             kept: 3,
             kept_per_identity: 2,
             ..Absence::default()
         });
         let [a, b] = ["a", "b"].map(|name| Arc::new(peer(Role::Monitor, "prod", name)));
-        let first = Places::take(&places, &a).unwrap();
-        let _second = Places::take(&places, &a).unwrap();
-        let refused = Places::take(&places, &a).unwrap_err();
+        let first = KeptSessions::take(&kept_sessions, &a).unwrap();
+        let _second = KeptSessions::take(&kept_sessions, &a).unwrap();
+        let refused = KeptSessions::take(&kept_sessions, &a).unwrap_err();
         assert_eq!(refused, "max_kept_sessions_per_identity");
-        let _third = Places::take(&places, &b).unwrap();
-        assert_eq!(Places::take(&places, &b).unwrap_err(), "max_kept_sessions");
+        let _third = KeptSessions::take(&kept_sessions, &b).unwrap();
+        assert_eq!(
+            KeptSessions::take(&kept_sessions, &b).unwrap_err(),
+            "max_kept_sessions"
+        );
         drop(first);
-        Places::take(&places, &b).unwrap();
-        assert_eq!(places.taken.lock().unwrap().len(), 2);
+        KeptSessions::take(&kept_sessions, &b).unwrap();
+        assert_eq!(kept_sessions.taken.lock().unwrap().len(), 2);
     }
 }

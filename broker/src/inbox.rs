@@ -6,7 +6,7 @@ use std::task::{Context, Poll, Waker};
 use hoist_protocol::Channel;
 use tokio::sync::Semaphore;
 
-use crate::detached::Left;
+use crate::detached::SessionState;
 use crate::message::{Commit, Message};
 use crate::session::Ended;
 use crate::store::Outcome;
@@ -98,7 +98,7 @@ struct End {
     reason: Option<Ended>,
     waker: Option<Waker>,
     /// For the connection that has taken over.
-    left: Option<Box<Left>>,
+    left: Option<Box<SessionState>>,
 }
 
 impl Control {
@@ -140,12 +140,12 @@ impl Control {
     }
 
     /// Leaves a session to the connection that has taken over.
-    pub(crate) fn leave(&self, left: Left) {
+    pub(crate) fn leave(&self, left: SessionState) {
         self.lock().left = Some(Box::new(left));
     }
 
     /// Takes what was left.
-    pub(crate) fn take_left(&self) -> Option<Box<Left>> {
+    pub(crate) fn take_state(&self) -> Option<Box<SessionState>> {
         self.lock().left.take()
     }
 

@@ -6,17 +6,17 @@ use std::time::{Duration, Instant};
 use crate::observe::Reason;
 
 /// How many refusals for one reason are told in one window; further ones are counted.
-const SAID: u32 = 20;
+const LINES: u32 = 20;
 
 /// How long a window is.
-const WINDOW: Duration = Duration::from_secs(10);
+const WINDOW_LEN: Duration = Duration::from_secs(10);
 
 /// Decides which refusals the log tells in full.
 #[derive(Debug, Default)]
-pub(crate) struct Quiet(Mutex<Vec<Said>>);
+pub(crate) struct LogLimit(Mutex<Vec<Window>>);
 
 #[derive(Debug)]
-struct Said {
+struct Window {
     reason: Reason,
     since: Instant,
     count: u32,
@@ -29,39 +29,39 @@ pub(crate) struct Untold {
     pub(crate) count: u32,
 }
 
-impl Quiet {
+impl LogLimit {
     /// Whether a refusal for `reason` is to be told now.
-    pub(crate) fn says(&self, reason: Reason, now: Instant) -> bool {
+    pub(crate) fn allows(&self, reason: Reason, now: Instant) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = match all.iter_mut().find(|said| said.reason == reason) {
-            Some(said) => said,
+        let window = match all.iter_mut().find(|window| window.reason == reason) {
+            Some(window) => window,
             None => {
                 let (since, count) = (now, 0);
-                all.push(Said {
+                all.push(Window {
                     reason,
                     since,
                     count,
                 });
                 match all.last_mut() {
-                    Some(said) => said,
+                    Some(window) => window,
                     None => return true,
                 }
             }
         };
-        said.count = said.count.saturating_add(1);
-        said.count <= SAID
+        window.count = window.count.saturating_add(1);
+        window.count <= LINES
     }
 
     /// Ends the windows that are over, and says what was not told in them.
     pub(crate) fn close_windows(&self, now: Instant) -> Vec<Untold> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut untold = Vec::new();
-        all.retain(|said| {
-            let over = now.duration_since(said.since) >= WINDOW;
-            if over && said.count > SAID {
+        all.retain(|window| {
+            let over = now.duration_since(window.since) >= WINDOW_LEN;
+            if over && window.count > LINES {
                 untold.push(Untold {
-                    reason: said.reason,
-                    count: said.count - SAID,
+                    reason: window.reason,
+                    count: window.count - LINES,
                 });
             }
             !over
@@ -76,15 +76,15 @@ mod tests {
 
     #[test]
     fn a_flood_is_told_as_a_number_and_what_is_rare_in_full() {
-        let (quiet, start) = (Quiet::default(), Instant::now());
-        let said = (0..1000).filter(|_| quiet.says(Reason::Tls, start));
-        assert_eq!(said.count(), 20);
-        assert!(quiet.says(Reason::Rate, start));
-        assert_eq!(quiet.close_windows(start), []);
+        let (limit, start) = (LogLimit::default(), Instant::now());
+        let told = (0..1000).filter(|_| limit.allows(Reason::Tls, start));
+        assert_eq!(told.count(), 20);
+        assert!(limit.allows(Reason::Rate, start));
+        assert_eq!(limit.close_windows(start), []);
         let (reason, count) = (Reason::Tls, 980);
-        let later = start + WINDOW;
-        assert_eq!(quiet.close_windows(later), [Untold { reason, count }]);
-        assert!(quiet.says(Reason::Tls, later));
-        assert_eq!(quiet.close_windows(later), []);
+        let later = start + WINDOW_LEN;
+        assert_eq!(limit.close_windows(later), [Untold { reason, count }]);
+        assert!(limit.allows(Reason::Tls, later));
+        assert_eq!(limit.close_windows(later), []);
     }
 }

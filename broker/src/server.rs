@@ -16,8 +16,8 @@ use tracing::{info, warn};
 
 use crate::connection::Shared;
 use crate::deploys::Deploys;
-use crate::detached::Places;
-use crate::edge::{Edge, Members, Reload, listen, look};
+use crate::detached::KeptSessions;
+use crate::edge::{Edge, Members, Reload, file_stamps, listen};
 use crate::hub::Hub;
 use crate::maintenance::Control;
 use crate::message::Message;
@@ -90,7 +90,7 @@ impl Server {
     /// [`ServerError`]
     pub async fn bind(settings: Settings) -> Result<Self, ServerError> {
         // What changes from here on is noticed.
-        let seen = look(&settings.tls);
+        let seen = file_stamps(&settings.tls);
         let tls = settings.tls.load(None)?;
         let fleets = Arc::new(settings.fleets);
         for (fleet, _) in fleets
@@ -151,14 +151,14 @@ impl Server {
             web.map(|(_, listener, origins)| (listener, origins)),
         );
         info!(%address, identity = %tls.identity(), not_after = %tls.not_after(), "listening");
-        let places = Places::new(&settings.session.absence);
+        let kept_sessions = KeptSessions::new(&settings.session.absence);
         let limits = settings.limits;
         let members = Members::new(fleets, limits, settings.session, &deploys);
         let metrics = match settings.metrics {
             Some(address) => {
                 let listener =
                     listen(address).map_err(|source| ServerError::Listen { address, source })?;
-                Some((listener, count(&members, &store, &places)))
+                Some((listener, count(&members, &store, &kept_sessions)))
             }
             None => None,
         };
@@ -169,12 +169,12 @@ impl Server {
             relay,
             timeouts: settings.timeouts,
             observer: observer.clone(),
-            quiet: Arc::default(),
-            places,
+            log_limit: Arc::default(),
+            kept_sessions,
         });
         let (alive, last) = mpsc::channel(1);
         let tls = (settings.tls, seen, tls);
-        let (edge, reload, keeper) = Edge::new(listeners, limits, members, tls, shared, alive)
+        let (edge, reload, reloader) = Edge::new(listeners, limits, members, tls, shared, alive)
             .map_err(ServerError::Thread)?;
         Ok(Self {
             address,
@@ -187,7 +187,7 @@ impl Server {
             store: running,
             router_down,
             observer,
-            threads: audit.into_iter().chain([keeper]).collect(),
+            threads: audit.into_iter().chain([reloader]).collect(),
             metrics,
             control,
         })
@@ -283,8 +283,12 @@ impl Server {
 }
 
 /// What is counted when somebody asks for the metrics. It holds nothing open.
-fn count(members: &Arc<Members>, store: &Store, places: &Arc<Places>) -> Count {
-    let (members, places, usages) = (Arc::clone(members), Arc::clone(places), store.usages());
+fn count(members: &Arc<Members>, store: &Store, kept_sessions: &Arc<KeptSessions>) -> Count {
+    let (members, kept_sessions, usages) = (
+        Arc::clone(members),
+        Arc::clone(kept_sessions),
+        store.usages(),
+    );
     Arc::new(move || {
         let (connections, retained) = (members.connections(), usages());
         let served = members.fleets();
@@ -301,7 +305,7 @@ fn count(members: &Arc<Members>, store: &Store, places: &Arc<Places>) -> Count {
             (fleet.clone(), figures)
         });
         let fleets = figures.collect();
-        let (kept_sessions, kept_sessions_limit) = places.taken();
+        let (kept_sessions, kept_sessions_limit) = kept_sessions.taken();
         Figures {
             fleets,
             kept_sessions,

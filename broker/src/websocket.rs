@@ -80,7 +80,7 @@ pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         .max_write_buffer_size(WRITE_LEN)
         .max_message_size(Some(MESSAGE_LEN))
         .max_frame_size(Some(MESSAGE_LEN));
-    let stream = accept_hdr_async_with_config(stream, Door(origins), Some(config))
+    let stream = accept_hdr_async_with_config(stream, OriginCheck(origins), Some(config))
         .await
         .map_err(|error| UpgradeError(Box::new(error)))?;
     Ok(WebSocket {
@@ -90,9 +90,9 @@ pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
     })
 }
 
-struct Door<'a>(&'a Origins);
+struct OriginCheck<'a>(&'a Origins);
 
-impl Callback for Door<'_> {
+impl Callback for OriginCheck<'_> {
     fn on_request(
         self,
         request: &Request,

@@ -14,7 +14,7 @@ use crate::files;
 use crate::identity::Identity;
 use crate::pem::Pem;
 use crate::role::Role;
-use crate::trust::{CRL_LEN, Denylist, Door, Lapse, Trust, TrustBuilder};
+use crate::trust::{Acceptor, CRL_LEN, Denylist, Lapse, Trust, TrustBuilder};
 
 /// Largest denylist, in bytes.
 const DENYLIST_LEN: usize = 4 * 1024 * 1024;
@@ -60,7 +60,7 @@ pub struct ServerSources {
 /// The broker's side of mutual TLS. It talks to nobody without a certificate of its own authority.
 #[derive(Clone, Debug)]
 pub struct ServerTls {
-    door: Door,
+    acceptor: Acceptor,
     identity: Identity,
     not_after: Timestamp,
 }
@@ -68,17 +68,20 @@ pub struct ServerTls {
 impl ServerTls {
     /// Makes handshakes.
     #[must_use]
-    pub const fn door(&self) -> &Door {
-        &self.door
+    pub const fn acceptor(&self) -> &Acceptor {
+        &self.acceptor
     }
 
     /// For rustls, where nobody asks who came.
     ///
     /// # Panics
-    /// Never: a door that opened once opens always, and it did when this was made.
+    /// Never: what worked once works always, and it did when this was made.
     #[must_use]
     pub fn config(&self) -> Arc<ServerConfig> {
-        self.door.open().expect("it opened when it was made").0
+        self.acceptor
+            .handshake()
+            .expect("it worked when it was made")
+            .0
     }
 
     /// Who we are.
@@ -143,10 +146,12 @@ impl ServerSources {
         let key = CertifiedKey::from_der(own.chain, credentials.key.private_key()?, &provider)
             .map_err(|source| credentials.unusable(source))?;
         let certificate: Arc<dyn ResolvesServerCert> = Arc::new(SingleCertAndKey::from(key));
-        let door = Door::new(provider, certificate, Arc::new(self.trust(used)?));
-        door.open().map_err(|source| credentials.unusable(source))?;
+        let acceptor = Acceptor::new(provider, certificate, Arc::new(self.trust(used)?));
+        acceptor
+            .handshake()
+            .map_err(|source| credentials.unusable(source))?;
         Ok(ServerTls {
-            door,
+            acceptor,
             identity: own.identity,
             not_after: own.not_after,
         })

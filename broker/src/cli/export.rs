@@ -7,7 +7,9 @@ use anyhow::Context as _;
 use camino::Utf8PathBuf;
 use clap::Subcommand;
 use hoist_broker::Rules;
-use hoist_broker::export::{self, ConfigFile, Mosquitto, Nats, Node, Nodes, Place, Roll, Seconds};
+use hoist_broker::export::{
+    self, ConfigFile, EnginePath, IssuedClients, Mosquitto, Nats, Node, Nodes, Seconds,
+};
 
 /// Write the configuration of another engine for the same fleet
 ///
@@ -38,13 +40,13 @@ struct Common {
     out: Utf8PathBuf,
     /// The CA's certificate, on the computer where the engine runs
     #[arg(long, default_value = "/etc/hoist/ca.pem", value_name = "PATH")]
-    ca: Place,
+    ca: EnginePath,
     /// The broker's certificate there
     #[arg(long, default_value = "/etc/hoist/broker.pem", value_name = "PATH")]
-    certificate: Place,
+    certificate: EnginePath,
     /// Its private key there
     #[arg(long, default_value = "/etc/hoist/broker.key", value_name = "PATH")]
-    key: Place,
+    key: EnginePath,
     /// Monitors may read the log
     #[arg(long)]
     monitors_read_log: bool,
@@ -68,7 +70,7 @@ struct NatsArgs {
     listen: IpAddr,
     /// The folder of what is retained, there
     #[arg(long, default_value = "/var/lib/nats", value_name = "PATH")]
-    state: Place,
+    state: EnginePath,
 }
 
 #[derive(clap::Args)]
@@ -82,13 +84,13 @@ struct MosquittoArgs {
     listen: SocketAddr,
     /// Where the files that are written will lie, on the computer where mosquitto runs
     #[arg(long, default_value = "/etc/hoist", value_name = "PATH")]
-    folder: Place,
+    folder: EnginePath,
     /// The CA's list of revoked certificates there; without it they stay valid
     #[arg(long, value_name = "PATH")]
-    crl: Option<Place>,
+    crl: Option<EnginePath>,
     /// The folder of what is retained, there
     #[arg(long, default_value = "/var/lib/mosquitto", value_name = "PATH")]
-    state: Place,
+    state: EnginePath,
     /// Write down what is retained so often, and not after every change: for a fleet of more than some hundred
     /// machines, since mosquitto writes all of it each time
     #[arg(long, value_name = "SECONDS")]
@@ -111,7 +113,7 @@ impl Export {
                     state: args.state,
                 };
                 args.common
-                    .write(|roll, rules| nats.configuration(roll, rules))
+                    .write(|issued, rules| nats.configuration(issued, rules))
             }
             Engine::Mosquitto(args) => {
                 let mosquitto = Mosquitto {
@@ -126,7 +128,7 @@ impl Export {
                     free_client_ids: args.free_client_ids,
                 };
                 args.common
-                    .write(|roll, rules| mosquitto.configuration(roll, rules))
+                    .write(|issued, rules| mosquitto.configuration(issued, rules))
             }
         }
     }
@@ -135,13 +137,13 @@ impl Export {
 impl Common {
     fn write(
         &self,
-        configuration: impl FnOnce(&Roll, Rules) -> Vec<ConfigFile>,
+        configuration: impl FnOnce(&IssuedClients, Rules) -> Vec<ConfigFile>,
     ) -> anyhow::Result<()> {
-        let roll = Roll::read(&self.dir)?;
+        let issued = IssuedClients::read(&self.dir)?;
         let rules = Rules {
             monitors_read_log: self.monitors_read_log,
         };
-        let written = export::write(&self.out, &configuration(&roll, rules))?;
+        let written = export::write(&self.out, &configuration(&issued, rules))?;
         let mut text = String::new();
         for path in written {
             text += &format!("{path}\n");
@@ -149,13 +151,13 @@ impl Common {
         std::io::stdout()
             .write_all(text.as_bytes())
             .context("cannot print what was written")?;
-        for name in roll.twofold() {
+        for name in issued.twofold() {
             eprintln!(
                 "warning: `{name}` has a certificate that was revoked and one that holds; an engine that knows clients by \
                  their names lets in both, so revoke the other one too and issue one under another name"
             );
         }
-        eprintln!("{} clients are let in", roll.len());
+        eprintln!("{} clients are let in", issued.len());
         Ok(())
     }
 }

@@ -64,8 +64,8 @@ impl Bench {
             relay,
             timeouts: Timeouts::default(),
             observer,
-            quiet: Arc::default(),
-            places: Places::new(&SessionLimits::default().absence),
+            log_limit: Arc::default(),
+            kept_sessions: KeptSessions::new(&SessionLimits::default().absence),
         });
         Self {
             shared,
@@ -79,7 +79,7 @@ impl Bench {
     /// Connects an agent, with `offline` as its will.
     async fn agent(&self, number: Number, name: &str) -> DuplexStream {
         let (mut ours, theirs) = duplex(64 * 1024);
-        let guest = Guest {
+        let authenticated = Authenticated {
             peer: Arc::new(peer(Role::Agent, "prod", name)),
             address: SocketAddr::from(([127, 0, 0, 1], 1)),
             number,
@@ -91,7 +91,7 @@ impl Bench {
                 FleetMeter::new(None),
             )),
         };
-        let connection = Connection::new(theirs, guest, Arc::clone(&self.shared));
+        let connection = Connection::new(theirs, authenticated, Arc::clone(&self.shared));
         tokio::spawn(connection.serve());
         let mut connect = Connect::new(name);
         connect.keep_alive = 60;

@@ -18,7 +18,7 @@ use crate::session::Ended;
 const TOLD_LEN: usize = 100_000;
 
 /// The certificates of all connections.
-pub(super) struct Roster {
+pub(super) struct CertificateTable {
     live: Mutex<Live>,
     observer: Observer,
 }
@@ -37,13 +37,13 @@ struct Entry {
     control: Arc<Control>,
 }
 
-/// A connection on the roster; it leaves when this is dropped.
-pub(super) struct Listed {
+/// A connection in the table; it leaves when this is dropped.
+pub(super) struct Registered {
     number: Number,
-    roster: Arc<Roster>,
+    table: Arc<CertificateTable>,
 }
 
-impl Roster {
+impl CertificateTable {
     pub(super) fn new(observer: Observer) -> Arc<Self> {
         Arc::new(Self {
             live: Mutex::default(),
@@ -54,15 +54,15 @@ impl Roster {
     /// Lists a connection. Whether its certificate counts is asked by the caller afterwards, of the trust that is
     /// in use then: between the handshake and this it may have changed.
     pub(super) fn enter(
-        roster: &Arc<Self>,
+        table: &Arc<Self>,
         number: Number,
         address: SocketAddr,
         admitted: Admitted,
         control: Arc<Control>,
         now: Timestamp,
-    ) -> Listed {
+    ) -> Registered {
         let ends = admitted.ends();
-        let mut live = roster.lock();
+        let mut live = table.lock();
         if ends_soon(ends, now) && live.told.len() < TOLD_LEN {
             let serial = admitted.serial().clone();
             if live.told.insert(serial) {
@@ -73,13 +73,13 @@ impl Roster {
             }
         }
         let role = admitted.identity().role();
-        roster.observer.metrics().connections.of(role).inc();
+        table.observer.metrics().connections.of(role).inc();
         live.ends.insert((ends, number));
         live.all.insert(number, Entry { admitted, control });
         drop(live);
-        Listed {
+        Registered {
             number,
-            roster: Arc::clone(roster),
+            table: Arc::clone(table),
         }
     }
 
@@ -141,13 +141,13 @@ fn ends_soon(ends: Timestamp, now: Timestamp) -> bool {
     ends.since(now) < ENDS_SOON
 }
 
-impl Drop for Listed {
+impl Drop for Registered {
     fn drop(&mut self) {
-        let mut live = self.roster.lock();
+        let mut live = self.table.lock();
         if let Some(entry) = live.all.remove(&self.number) {
             live.ends.remove(&(entry.admitted.ends(), self.number));
             let role = entry.admitted.identity().role();
-            self.roster.observer.metrics().connections.of(role).dec();
+            self.table.observer.metrics().connections.of(role).dec();
         }
     }
 }

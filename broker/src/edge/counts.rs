@@ -84,11 +84,11 @@ const ORIGINS: usize = 65_536;
 
 /// How often each origin has come.
 #[derive(Debug, Default)]
-pub(super) struct Visits {
+pub(super) struct ConnectRates {
     origins: Mutex<(HashMap<Origin, Bucket>, Bucket)>,
 }
 
-impl Visits {
+impl ConnectRates {
     /// Whether `origin` may come once more.
     pub(super) fn allow(&self, origin: Origin, rate: Rate, now: Instant) -> bool {
         let mut origins = self.lock();
@@ -142,20 +142,20 @@ mod tests {
 
     #[test]
     fn origins_beyond_what_is_remembered_share_one_rate() {
-        let (visits, now) = (Visits::default(), Instant::now());
+        let (connect_rates, now) = (ConnectRates::default(), Instant::now());
         let rate = "1/s burst 2".parse().unwrap();
         for n in 0..u32::try_from(ORIGINS).unwrap() {
             let address = IpAddr::from((0x0a00_0000 + n).to_be_bytes());
-            assert!(visits.allow(address.into(), rate, now));
+            assert!(connect_rates.allow(address.into(), rate, now));
         }
-        assert!(visits.allow(origin("192.0.2.1"), rate, now));
-        assert!(visits.allow(origin("192.0.2.2"), rate, now));
-        assert!(!visits.allow(origin("192.0.2.3"), rate, now));
+        assert!(connect_rates.allow(origin("192.0.2.1"), rate, now));
+        assert!(connect_rates.allow(origin("192.0.2.2"), rate, now));
+        assert!(!connect_rates.allow(origin("192.0.2.3"), rate, now));
         assert!(
-            visits.allow(origin("10.0.0.1"), rate, now),
+            connect_rates.allow(origin("10.0.0.1"), rate, now),
             "it is remembered"
         );
-        visits.forget(now + Duration::from_secs(5));
-        assert!(visits.lock().0.is_empty());
+        connect_rates.forget(now + Duration::from_secs(5));
+        assert!(connect_rates.lock().0.is_empty());
     }
 }

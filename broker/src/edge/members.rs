@@ -62,7 +62,7 @@ struct Member {
 }
 
 /// A connection's place; it is free again when this is dropped.
-pub(super) struct Seat {
+pub(super) struct Slot {
     peer: Arc<Peer>,
     members: Arc<Members>,
 }
@@ -97,10 +97,10 @@ impl Members {
     }
 
     /// Gives a connection of `peer` its place, with what holds for it.
-    pub(super) fn seat(
+    pub(super) fn reserve(
         members: &Arc<Self>,
         peer: &Arc<Peer>,
-    ) -> Result<(Seat, Arc<Policy>, Arc<Meter>), Full> {
+    ) -> Result<(Slot, Arc<Policy>, Arc<Meter>), Full> {
         let unknown = || Full::Unknown(peer.fleet.clone());
         let fleet = members.fleets.get(&peer.fleet).ok_or_else(unknown)?;
         let policy = Self::of(&members.policies, peer).ok_or_else(unknown)?;
@@ -135,11 +135,11 @@ impl Members {
         let meter = Arc::clone(&member.meter);
         *counted.fleets.entry(peer.fleet.clone()).or_default() += 1;
         drop(counted);
-        let seat = Seat {
+        let slot = Slot {
             peer: Arc::clone(peer),
             members: Arc::clone(members),
         };
-        Ok((seat, policy, meter))
+        Ok((slot, policy, meter))
     }
 
     /// How many connections each fleet has; none is left out that has any.
@@ -169,7 +169,7 @@ impl Members {
     }
 }
 
-impl Drop for Seat {
+impl Drop for Slot {
     fn drop(&mut self) {
         let mut counted = self.members.lock();
         if let Some(member) = counted.identities.get_mut(&self.peer) {

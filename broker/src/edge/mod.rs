@@ -5,9 +5,9 @@
 //! threads, a time and a number of bytes; only what comes out of it with a good certificate takes one of the
 //! places of connections.
 
+mod authenticated;
 mod certificates;
 mod counts;
-mod guest;
 mod members;
 mod pool;
 mod reload;
@@ -39,15 +39,15 @@ use crate::settings::Limits;
 use crate::thread::Thread;
 use crate::websocket::{self, Origins, UpgradeError, WebSocket};
 
-use certificates::{Listed, Roster};
-use counts::{Counted, Counts, Origin, Visits};
-pub(crate) use guest::Guest;
+pub(crate) use authenticated::Authenticated;
+use certificates::{CertificateTable, Registered};
+use counts::{ConnectRates, Counted, Counts, Origin};
 pub(crate) use members::Members;
-use members::{Full, Seat};
+use members::{Full, Slot};
 use pool::Pool;
 pub use reload::Reload;
-use reload::{Doors, Keeper};
-pub(crate) use reload::{Look, look};
+use reload::{CurrentTls, Reloader};
+pub(crate) use reload::{FileStamp, file_stamps};
 use socket::Metered;
 pub(crate) use socket::listen;
 
@@ -59,7 +59,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a connection gets no session.
 #[derive(Debug, thiserror::Error)]
-enum Turned {
+enum Rejection {
     #[error("{0} connections already (max_connections)")]
     Connections(usize),
     #[error("{0} handshakes under way (max_handshakes)")]
@@ -86,13 +86,13 @@ enum Turned {
     Stopping,
     /// After its handshake: it is known who.
     #[error("{1}")]
-    Known(Arc<Peer>, Box<Turned>),
+    Known(Arc<Peer>, Box<Rejection>),
 }
 
-impl Turned {
+impl Rejection {
     fn reason(&self) -> Reason {
         match self {
-            Self::Known(_, turned) => turned.reason(),
+            Self::Known(_, rejection) => rejection.reason(),
             Self::Connections(_) | Self::Handshakes(_) | Self::Stopping => Reason::Connections,
             Self::Address(_) | Self::AddressHandshakes(_) => Reason::Address,
             Self::Rate => Reason::Rate,
@@ -138,20 +138,20 @@ pub(crate) struct Edge {
     listener: TcpListener,
     /// For WebSockets, with the pages that may connect.
     web: Option<(TcpListener, Arc<Origins>)>,
-    gate: Arc<Gate>,
+    admission: Arc<Admission>,
     pool: Pool,
     /// Every connection holds one, so that the broker can wait for the last.
     alive: mpsc::Sender<()>,
 }
 
 /// What every handshake asks.
-struct Gate {
+struct Admission {
     limits: Limits,
     shared: Arc<Shared>,
-    doors: Arc<Doors>,
-    roster: Arc<Roster>,
+    current: Arc<CurrentTls>,
+    table: Arc<CertificateTable>,
     members: Arc<Members>,
-    visits: Visits,
+    connect_rates: ConnectRates,
     /// Connections and handshakes from each origin, and handshakes alone.
     origins: Arc<Counts<Origin>>,
     handshaking: Arc<Counts<Origin>>,
@@ -163,13 +163,13 @@ struct Gate {
 }
 
 /// What a stranger holds until its handshake is done.
-struct Waiting {
+struct Handshaking {
     _handshake: OwnedSemaphorePermit,
     _of_origin: Counted<Origin>,
 }
 
 /// A client that is let in.
-enum Arrived {
+enum Accepted {
     Plain(Box<Connection<TlsStream<Metered>>>),
     Web(Box<Connection<WebSocket<TlsStream<Metered>>>>),
 }
@@ -178,8 +178,8 @@ enum Arrived {
 struct Held {
     _origin: Counted<Origin>,
     _place: OwnedSemaphorePermit,
-    _seat: Seat,
-    _listed: Listed,
+    _slot: Slot,
+    _registered: Registered,
 }
 
 impl Edge {
@@ -189,18 +189,18 @@ impl Edge {
         (listener, web): (TcpListener, Option<(TcpListener, Origins)>),
         limits: Limits,
         members: Arc<Members>,
-        (sources, seen, tls): (ServerSources, Vec<Look>, ServerTls),
+        (sources, seen, tls): (ServerSources, Vec<FileStamp>, ServerTls),
         shared: Arc<Shared>,
         alive: mpsc::Sender<()>,
     ) -> io::Result<(Self, Reload, Thread)> {
-        let doors = Doors::new(tls);
-        let roster = Roster::new(shared.observer.clone());
-        let gate = Arc::new(Gate {
+        let current = CurrentTls::new(tls);
+        let table = CertificateTable::new(shared.observer.clone());
+        let admission = Arc::new(Admission {
             limits,
-            doors: Arc::clone(&doors),
-            roster: Arc::clone(&roster),
+            current: Arc::clone(&current),
+            table: Arc::clone(&table),
             members,
-            visits: Visits::default(),
+            connect_rates: ConnectRates::default(),
             origins: Arc::default(),
             handshaking: Arc::default(),
             handshakes: Arc::new(Semaphore::new(limits.handshakes)),
@@ -209,32 +209,32 @@ impl Edge {
             stopping: Semaphore::new(0),
             shared,
         });
-        let tidied = Arc::downgrade(&gate);
-        let keeper = Keeper {
-            doors,
+        let tidied = Arc::downgrade(&admission);
+        let reloader = Reloader {
+            current,
             sources,
             seen,
-            roster,
-            observer: gate.shared.observer.clone(),
-            quiet: Arc::clone(&gate.shared.quiet),
+            table,
+            observer: admission.shared.observer.clone(),
+            log_limit: Arc::clone(&admission.shared.log_limit),
             tidy: Box::new(move || {
-                if let Some(gate) = tidied.upgrade() {
-                    gate.visits.forget(Instant::now());
-                    gate.members.forget(Instant::now());
-                    gate.shared.hub.forget(Instant::now());
+                if let Some(admission) = tidied.upgrade() {
+                    admission.connect_rates.forget(Instant::now());
+                    admission.members.forget(Instant::now());
+                    admission.shared.hub.forget(Instant::now());
                 }
             }),
         };
-        let (reload, keeper) = keeper.start()?;
+        let (reload, reloader) = reloader.start()?;
         let pool = Pool::start()?;
         let edge = Self {
             listener,
             web: web.map(|(listener, origins)| (listener, Arc::new(origins))),
-            gate,
+            admission,
             pool,
             alive,
         };
-        Ok((edge, reload, keeper))
+        Ok((edge, reload, reloader))
     }
 
     /// Accepts for ever.
@@ -265,62 +265,63 @@ impl Edge {
 
     /// Ends the handshakes that are under way.
     pub(crate) fn stop(&self) {
-        self.gate.stopping.close();
+        self.admission.stopping.close();
     }
 
     fn take(&self, stream: TcpStream, address: SocketAddr, web: Option<Arc<Origins>>) {
-        let (waiting, origin) = match self.gate.admit(address) {
+        let (waiting, origin) = match self.admission.admit(address) {
             Ok(admitted) => admitted,
-            Err(turned) => return self.gate.turn_away(address, &turned),
+            Err(rejection) => return self.admission.reject(address, &rejection),
         };
         let Some(handshakes) = self.pool.handle() else {
             return;
         };
-        let gate = Arc::clone(&self.gate);
+        let admission = Arc::clone(&self.admission);
         let alive = self.alive.clone();
         let sessions = Handle::current();
         handshakes.spawn(async move {
-            match gate.receive(stream, address, web, origin).await {
-                Ok((arrived, held)) => {
+            match admission.receive(stream, address, web, origin).await {
+                Ok((accepted, held)) => {
                     drop(waiting);
                     let held = (held, alive);
-                    match arrived {
-                        Arrived::Plain(connection) => sessions.spawn(async move {
+                    match accepted {
+                        Accepted::Plain(connection) => sessions.spawn(async move {
                             connection.serve().await;
                             drop(held);
                         }),
-                        Arrived::Web(connection) => sessions.spawn(async move {
+                        Accepted::Web(connection) => sessions.spawn(async move {
                             connection.serve().await;
                             drop(held);
                         }),
                     };
                 }
-                Err(turned) => gate.turn_away(address, &turned),
+                Err(rejection) => admission.reject(address, &rejection),
             }
         });
     }
 }
 
-impl Gate {
+impl Admission {
     /// Lets a stranger begin its handshake.
-    fn admit(&self, address: SocketAddr) -> Result<(Waiting, Counted<Origin>), Turned> {
+    fn admit(&self, address: SocketAddr) -> Result<(Handshaking, Counted<Origin>), Rejection> {
         let limits = &self.limits;
         let origin = Origin::from(address.ip());
         if !self
-            .visits
+            .connect_rates
             .allow(origin, limits.connect_rate, Instant::now())
         {
-            return Err(Turned::Rate);
+            return Err(Rejection::Rate);
         }
         let handshake = Arc::clone(&self.handshakes)
             .try_acquire_owned()
-            .map_err(|_| Turned::Handshakes(limits.handshakes))?;
+            .map_err(|_| Rejection::Handshakes(limits.handshakes))?;
         let limit = limits.connections_per_address;
-        let counted = Counts::take(&self.origins, origin, limit).ok_or(Turned::Address(limit))?;
+        let counted =
+            Counts::take(&self.origins, origin, limit).ok_or(Rejection::Address(limit))?;
         let limit = limits.handshakes_per_address;
         let of_origin = Counts::take(&self.handshaking, origin, limit)
-            .ok_or(Turned::AddressHandshakes(limit))?;
-        let waiting = Waiting {
+            .ok_or(Rejection::AddressHandshakes(limit))?;
+        let waiting = Handshaking {
             _handshake: handshake,
             _of_origin: of_origin,
         };
@@ -334,14 +335,14 @@ impl Gate {
         address: SocketAddr,
         web: Option<Arc<Origins>>,
         origin: Counted<Origin>,
-    ) -> Result<(Arrived, Held), Turned> {
+    ) -> Result<(Accepted, Held), Rejection> {
         let metrics = self.shared.observer.metrics();
         let begun = Instant::now();
         metrics.handshaking.inc();
         let shaken = tokio::select! {
             shaken = self.shake_hands(stream) => shaken,
             // There are no permits: this ends when the semaphore is closed.
-            _ = self.stopping.acquire() => Err(Turned::Stopping),
+            _ = self.stopping.acquire() => Err(Rejection::Stopping),
         };
         metrics.handshaking.dec();
         metrics
@@ -350,75 +351,76 @@ impl Gate {
         metrics.handshakes.of(outcome(&shaken)).inc();
         let (stream, admitted) = shaken?;
         let peer = Arc::new(Peer::from(admitted.identity()));
-        let seated = self.seat(stream, address, web, origin, (Arc::clone(&peer), admitted));
-        let seated = seated.await;
-        seated.map_err(|turned| Turned::Known(peer, Box::new(turned)))
+        let placed = self.place(stream, address, web, origin, (Arc::clone(&peer), admitted));
+        let placed = placed.await;
+        placed.map_err(|rejection| Rejection::Known(peer, Box::new(rejection)))
     }
 
     /// Gives a known client its places.
-    async fn seat(
+    async fn place(
         &self,
         stream: TlsStream<Metered>,
         address: SocketAddr,
         web: Option<Arc<Origins>>,
         origin: Counted<Origin>,
         (peer, admitted): (Arc<Peer>, Admitted),
-    ) -> Result<(Arrived, Held), Turned> {
+    ) -> Result<(Accepted, Held), Rejection> {
         let place = Arc::clone(&self.connections)
             .try_acquire_owned()
-            .map_err(|_| Turned::Connections(self.limits.connections))?;
-        let (seat, policy, meter) = Members::seat(&self.members, &peer)?;
+            .map_err(|_| Rejection::Connections(self.limits.connections))?;
+        let (slot, policy, meter) = Members::reserve(&self.members, &peer)?;
         self.shared.observer.serve(&peer.fleet);
-        let (guest, listed) = self.list(address, peer, policy, meter, admitted)?;
+        let (authenticated, registered) = self.register(address, peer, policy, meter, admitted)?;
         let held = Held {
             _origin: origin,
             _place: place,
-            _seat: seat,
-            _listed: listed,
+            _slot: slot,
+            _registered: registered,
         };
         let shared = Arc::clone(&self.shared);
-        let arrived = match web {
-            None => Arrived::Plain(Connection::new(stream, guest, shared)),
+        let accepted = match web {
+            None => Accepted::Plain(Connection::new(stream, authenticated, shared)),
             Some(origins) => {
                 let socket = self.upgrade(stream, &origins).await?;
-                Arrived::Web(Connection::new(socket, guest, shared))
+                Accepted::Web(Connection::new(socket, authenticated, shared))
             }
         };
-        Ok((arrived, held))
+        Ok((accepted, held))
     }
 
     async fn upgrade(
         &self,
         stream: TlsStream<Metered>,
         origins: &Origins,
-    ) -> Result<WebSocket<TlsStream<Metered>>, Turned> {
+    ) -> Result<WebSocket<TlsStream<Metered>>, Rejection> {
         let limit = self.shared.timeouts.handshake;
         tokio::select! {
             upgraded = timeout(limit, websocket::accept(stream, origins)) => {
-                Ok(upgraded.map_err(|_| Turned::Slow(limit))??)
+                Ok(upgraded.map_err(|_| Rejection::Slow(limit))??)
             }
             // There are no permits: this ends when the semaphore is closed.
-            _ = self.stopping.acquire() => Err(Turned::Stopping),
+            _ = self.stopping.acquire() => Err(Rejection::Stopping),
         }
     }
 
     async fn shake_hands(
         &self,
         stream: TcpStream,
-    ) -> Result<(TlsStream<Metered>, Admitted), Turned> {
+    ) -> Result<(TlsStream<Metered>, Admitted), Rejection> {
         let limit = self.shared.timeouts.handshake;
-        let open = self.doors.tls().door().open();
-        let (config, visitor) = open.map_err(|error| Turned::Tls(io::Error::other(error)))?;
+        let handshake = self.current.tls().acceptor().handshake();
+        let (config, verdict) =
+            handshake.map_err(|error| Rejection::Tls(io::Error::other(error)))?;
         let stream = Metered::new(stream, self.limits.handshake_bytes);
         let accepted = timeout(limit, TlsAcceptor::from(config).accept(stream)).await;
-        let accepted = accepted.map_err(|_| Turned::Slow(limit))?;
+        let accepted = accepted.map_err(|_| Rejection::Slow(limit))?;
         // Who came is known before TLS is done, and also when it fails.
-        if let Some(Err(refused)) = visitor.judged() {
+        if let Some(Err(refused)) = verdict.judged() {
             return Err(refused.clone().into());
         }
-        let mut stream = accepted.map_err(Turned::Tls)?;
-        let Some(Ok(admitted)) = visitor.judged() else {
-            return Err(Turned::NotJudged);
+        let mut stream = accepted.map_err(Rejection::Tls)?;
+        let Some(Ok(admitted)) = verdict.judged() else {
+            return Err(Rejection::NotJudged);
         };
         let (tcp, tls) = stream.get_mut();
         tcp.trust();
@@ -426,28 +428,29 @@ impl Gate {
         Ok((stream, admitted.clone()))
     }
 
-    /// Puts a connection on the roster, and asks then once more whether its certificate counts: a file may have
+    /// Enters a connection into the table, and asks then once more whether its certificate counts: a file may have
     /// changed since the handshake began.
-    fn list(
+    fn register(
         &self,
         address: SocketAddr,
         peer: Arc<Peer>,
         policy: Arc<Policy>,
         meter: Arc<Meter>,
         admitted: Admitted,
-    ) -> Result<(Guest, Listed), Turned> {
+    ) -> Result<(Authenticated, Registered), Rejection> {
         let control = Control::new();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let (roster, now) = (&self.roster, now());
+        let (table, now) = (&self.table, now());
         let known = admitted.clone();
-        let listed = Roster::enter(roster, number, address, admitted, Arc::clone(&control), now);
-        let judged = self.doors.tls().door().trust().check(&known, now);
+        let registered =
+            CertificateTable::enter(table, number, address, admitted, Arc::clone(&control), now);
+        let judged = self.current.tls().acceptor().trust().check(&known, now);
         judged.map_err(|refusal| Refused {
             identity: Some(known.identity().clone()),
             serial: Some(known.serial().clone()),
             refusal,
         })?;
-        let guest = Guest {
+        let authenticated = Authenticated {
             peer,
             address,
             number,
@@ -455,38 +458,44 @@ impl Gate {
             policy,
             meter,
         };
-        Ok((guest, listed))
+        Ok((authenticated, registered))
     }
 
-    fn turn_away(&self, address: SocketAddr, turned: &Turned) {
-        let stopping = |turned: &Turned| matches!(turned, Turned::Stopping);
-        if stopping(turned) || matches!(turned, Turned::Known(_, turned) if stopping(turned)) {
+    fn reject(&self, address: SocketAddr, rejection: &Rejection) {
+        let stopping = |rejection: &Rejection| matches!(rejection, Rejection::Stopping);
+        if stopping(rejection)
+            || matches!(rejection, Rejection::Known(_, rejection) if stopping(rejection))
+        {
             return debug!(%address, "turned away: the broker stops");
         }
-        let reason = turned.reason();
-        let (observer, why) = (&self.shared.observer, turned.to_string());
-        let peer = turned.peer();
+        let reason = rejection.reason();
+        let (observer, why) = (&self.shared.observer, rejection.to_string());
+        let peer = rejection.peer();
         let origin = match peer.clone() {
             Some(peer) => observe::Origin::of(address, peer),
             None => observe::Origin::unknown(address),
         };
         observer.refused(&origin, reason, "", &why);
-        if !self.shared.quiet.says(reason, std::time::Instant::now()) {
+        if !self
+            .shared
+            .log_limit
+            .allows(reason, std::time::Instant::now())
+        {
             return;
         }
-        match (turned, peer) {
+        match (rejection, peer) {
             // Port scans and clients of other CAs are everyday things.
-            (Turned::Tls(_) | Turned::Slow(_), _) => info!(%address, "turned away: {why}"),
+            (Rejection::Tls(_) | Rejection::Slow(_), _) => info!(%address, "turned away: {why}"),
             (_, Some(identity)) => warn!(%address, %identity, "turned away: {why}"),
             (_, None) => warn!(%address, "turned away: {why}"),
         }
     }
 }
 
-fn outcome<T>(shaken: &Result<T, Turned>) -> Handshake {
+fn outcome<T>(shaken: &Result<T, Rejection>) -> Handshake {
     match shaken {
         Ok(_) => Handshake::Done,
-        Err(Turned::Slow(_)) => Handshake::Slow,
+        Err(Rejection::Slow(_)) => Handshake::Slow,
         Err(_) => Handshake::Failed,
     }
 }

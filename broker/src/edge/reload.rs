@@ -14,8 +14,8 @@ use hoist_certs::program::{now, report};
 use hoist_certs::{ServerSources, ServerTls, TlsError};
 use tracing::{error, info, warn};
 
-use super::certificates::Roster;
-use crate::log_limit::Quiet;
+use super::certificates::CertificateTable;
+use crate::log_limit::LogLimit;
 use crate::observe::{Certificate, Observer};
 use crate::thread::Thread;
 
@@ -32,9 +32,9 @@ const REMIND: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// TLS as it is now.
-pub(crate) struct Doors(RwLock<ServerTls>);
+pub(crate) struct CurrentTls(RwLock<ServerTls>);
 
-impl Doors {
+impl CurrentTls {
     /// With what was read at the start.
     pub(crate) fn new(tls: ServerTls) -> Arc<Self> {
         Arc::new(Self(RwLock::new(tls)))
@@ -66,19 +66,19 @@ impl Reload {
 }
 
 /// Looks after the files; it ends when all handles to ask it are gone.
-pub(super) struct Keeper {
-    pub(super) doors: Arc<Doors>,
+pub(super) struct Reloader {
+    pub(super) current: Arc<CurrentTls>,
     pub(super) sources: ServerSources,
     /// What the files looked like before they were read.
-    pub(super) seen: Vec<Look>,
-    pub(super) roster: Arc<Roster>,
+    pub(super) seen: Vec<FileStamp>,
+    pub(super) table: Arc<CertificateTable>,
     pub(super) observer: Observer,
-    pub(super) quiet: Arc<Quiet>,
+    pub(super) log_limit: Arc<LogLimit>,
     /// What else is to be done from time to time.
     pub(super) tidy: Box<dyn Fn() + Send>,
 }
 
-impl Keeper {
+impl Reloader {
     /// Starts the thread.
     pub(super) fn start(self) -> io::Result<(Reload, Thread)> {
         let (asks, asked) = sync_channel(1);
@@ -97,7 +97,7 @@ impl Keeper {
                 Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
-            let found = look(&self.sources);
+            let found = file_stamps(&self.sources);
             if forced {
                 // For a log rotation that has moved the old file away.
                 self.observer.reopen();
@@ -107,18 +107,18 @@ impl Keeper {
                 failed = !self.reload();
             }
             seen = found;
-            self.roster.expire(now());
+            self.table.expire(now());
             let clock = Instant::now();
-            for untold in self.quiet.close_windows(clock) {
+            for untold in self.log_limit.close_windows(clock) {
                 let (reason, count) = (untold.reason, untold.count);
                 warn!(
                     ?reason,
                     count, "more were refused for the same reason than are told"
                 );
             }
-            if counted.is_none_or(|at: Instant| clock.duration_since(at) >= COUNT) {
+            if forced || counted.is_none_or(|at: Instant| clock.duration_since(at) >= COUNT) {
                 counted = Some(clock);
-                self.roster.count_ending(now());
+                self.table.count_ending(now());
                 (self.tidy)();
             }
             if clock.duration_since(reminded) >= REMIND {
@@ -132,19 +132,19 @@ impl Keeper {
             }
             if clock.duration_since(told) >= DAY {
                 told = clock;
-                self.roster.tell_anew();
+                self.table.tell_anew();
             }
         }
     }
 
     /// Reads everything again. False when it cannot be used.
     fn reload(&self) -> bool {
-        let used = self.doors.tls();
-        match self.sources.load(Some(used.door().trust())) {
+        let used = self.current.tls();
+        match self.sources.load(Some(used.acceptor().trust())) {
             Ok(tls) => {
-                self.doors.replace(tls.clone());
+                self.current.replace(tls.clone());
                 // Whoever is let in from here on is judged by the new files, and who is in already is judged now.
-                let ended = self.roster.sweep(tls.door().trust(), now());
+                let ended = self.table.sweep(tls.acceptor().trust(), now());
                 info!(identity = %tls.identity(), not_after = %tls.not_after(), ended, "read the files of TLS again");
                 self.show();
                 true
@@ -163,12 +163,12 @@ impl Keeper {
     /// Shows what an operator should know of what is in use.
     fn show(&self) {
         self.complain();
-        let tls = self.doors.tls();
+        let tls = self.current.tls();
         let seconds =
             |at: hoist_protocol::Timestamp| i64::try_from(at.as_ms() / 1000).unwrap_or(i64::MAX);
         let ends = &self.observer.metrics().certificate_ends;
         ends.of(Certificate::Server).set(seconds(tls.not_after()));
-        let trust = tls.door().trust();
+        let trust = tls.acceptor().trust();
         let first = |end: Option<hoist_protocol::Timestamp>| end.map_or(0, seconds);
         ends.of(Certificate::Authority)
             .set(first(trust.first_end()));
@@ -177,7 +177,7 @@ impl Keeper {
     }
 
     fn complain(&self) {
-        for complaint in self.doors.tls().door().trust().complaints(now()) {
+        for complaint in self.current.tls().acceptor().trust().complaints(now()) {
             error!("{complaint}");
         }
     }
@@ -189,9 +189,9 @@ fn describe(error: TlsError) -> String {
 }
 
 /// What tells that a file is another than before: device, inode, size, time of change in seconds and nanoseconds.
-pub(crate) type Look = Option<(u64, u64, u64, i64, i64)>;
+pub(crate) type FileStamp = Option<(u64, u64, u64, i64, i64)>;
 
-pub(crate) fn look(sources: &ServerSources) -> Vec<Look> {
+pub(crate) fn file_stamps(sources: &ServerSources) -> Vec<FileStamp> {
     let files = sources.files().map(|path| {
         let metadata = path.metadata().ok()?;
         let (seconds, nanos) = (metadata.ctime(), metadata.ctime_nsec());

@@ -22,22 +22,22 @@ pub(super) enum Standing {
 
 /// Everybody whom an authority has issued a certificate, by name, but for brokers.
 #[derive(Clone, Debug, Default)]
-pub struct Roll {
+pub struct IssuedClients {
     members: BTreeMap<AgentName, (Peer, Standing)>,
     twofold: Vec<AgentName>,
 }
 
-impl Roll {
+impl IssuedClients {
     /// Of all that the authority in the folder `dir` has issued. Needs no private key.
     ///
     /// # Errors
     /// [`ExportError`]
     pub fn read(dir: &Utf8Path) -> Result<Self, ExportError> {
-        let roll = Self::of(&directory::issued(dir)?, now());
-        if roll.is_empty() {
+        let issued = Self::of(&directory::issued(dir)?, now());
+        if issued.is_empty() {
             return Err(ExportError::Nobody(dir.to_owned()));
         }
-        Ok(roll)
+        Ok(issued)
     }
 
     fn of(issued: &[Listed], now: Timestamp) -> Self {
@@ -50,14 +50,14 @@ impl Roll {
                     .push(listed);
             }
         }
-        let mut roll = Self::default();
+        let mut issued = Self::default();
         for (name, listed) in by_name {
             let current = |listed: &&&Listed| listed.certificate.not_after >= now;
             let holds = |listed: &&&Listed| listed.revoked.is_none() && current(listed);
             let holder = listed.iter().find(holds);
             let is_revoked = |listed: &&&Listed| listed.revoked.is_some() && current(listed);
             if holder.is_some() && listed.iter().any(|listed| is_revoked(&listed)) {
-                roll.twofold.push(name.clone());
+                issued.twofold.push(name.clone());
             }
             let standing = match holder {
                 Some(_) => Standing::In,
@@ -65,10 +65,11 @@ impl Roll {
             };
             // A name means one holder for ever, so any of them says who it is.
             let certificate = &listed[0].certificate;
-            roll.members
+            issued
+                .members
                 .insert(name.clone(), (peer(certificate), standing));
         }
-        roll
+        issued
     }
 
     /// How many are let in.
@@ -154,8 +155,8 @@ mod tests {
         }
 
         fn standings(&self, at: Timestamp) -> Vec<(String, Standing)> {
-            let roll = Roll::of(&directory::issued(self.path()).unwrap(), at);
-            let fleets = roll.fleets();
+            let issued = IssuedClients::of(&directory::issued(self.path()).unwrap(), at);
+            let fleets = issued.fleets();
             let peers = fleets.values().flatten();
             peers
                 .map(|(peer, standing)| (peer.name.to_string(), *standing))
@@ -168,7 +169,7 @@ mod tests {
         let folder = Folder::new();
         folder.issue(Role::Broker, "main");
         assert!(matches!(
-            Roll::read(folder.path()),
+            IssuedClients::read(folder.path()),
             Err(ExportError::Nobody(_))
         ));
         folder.issue(Role::Agent, "web-1");
@@ -196,8 +197,8 @@ mod tests {
         folder.issue(Role::Agent, "web-2");
         folder.revoke("web-2");
         folder.issue(Role::Agent, "web-2");
-        let roll = Roll::read(folder.path()).unwrap();
-        assert_eq!(roll.len(), 2);
-        assert_eq!(roll.twofold(), [AgentName::new("web-2").unwrap()]);
+        let issued = IssuedClients::read(folder.path()).unwrap();
+        assert_eq!(issued.len(), 2);
+        assert_eq!(issued.twofold(), [AgentName::new("web-2").unwrap()]);
     }
 }

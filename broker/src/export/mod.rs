@@ -6,17 +6,17 @@
 mod issued;
 mod mosquitto;
 mod nats;
-mod place;
+mod path;
 mod rights;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_certs::directory::DirectoryError;
 use hoist_certs::files::{self, FileError, Overwrite};
 
-pub use issued::Roll;
+pub use issued::IssuedClients;
 pub use mosquitto::{Mosquitto, Seconds};
 pub use nats::{Nats, Node, NodeError, Nodes, NodesError};
-pub use place::{Place, PlaceError};
+pub use path::{EnginePath, EnginePathError};
 
 /// Why there is no configuration to write.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use hoist_protocol::limits;
 
 use super::issued::Standing;
 use super::rights::Rights;
-use super::{ConfigFile, Place, Roll};
+use super::{ConfigFile, EnginePath, IssuedClients};
 use crate::guard::{Peer, Rules};
 
 /// The file that mosquitto is started with.
@@ -46,17 +46,17 @@ pub struct Mosquitto {
     /// Where it listens.
     pub listen: SocketAddr,
     /// The folder that [`ConfigFile`]s are read from, on the computer where mosquitto runs.
-    pub folder: Place,
+    pub folder: EnginePath,
     /// The authority's certificate.
-    pub ca: Place,
+    pub ca: EnginePath,
     /// The broker's certificate.
-    pub certificate: Place,
+    pub certificate: EnginePath,
     /// Its private key.
-    pub key: Place,
+    pub key: EnginePath,
     /// The authority's list of revoked certificates.
-    pub crl: Option<Place>,
+    pub crl: Option<EnginePath>,
     /// The folder of what is retained.
-    pub state: Place,
+    pub state: EnginePath,
     /// How often what is retained is written down; none for after every change.
     pub save_every: Option<Seconds>,
     /// Programs choose their client ids, so that two may use one certificate at the same time; then whoever has any
@@ -65,9 +65,9 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
-    /// The files of a broker that lets in `roll`.
+    /// The files of a broker that lets in `issued`.
     #[must_use]
-    pub fn configuration(&self, roll: &Roll, rules: Rules) -> Vec<ConfigFile> {
+    pub fn configuration(&self, issued: &IssuedClients, rules: Rules) -> Vec<ConfigFile> {
         vec![
             ConfigFile {
                 name: CONFIG.to_owned(),
@@ -75,7 +75,7 @@ impl Mosquitto {
             },
             ConfigFile {
                 name: ACCESS.to_owned(),
-                text: access(roll, rules),
+                text: access(issued, rules),
             },
         ]
     }
@@ -153,12 +153,12 @@ impl Mosquitto {
 }
 
 /// The access rules: what is not in them is not allowed.
-fn access(roll: &Roll, rules: Rules) -> String {
+fn access(issued: &IssuedClients, rules: Rules) -> String {
     let mut text = "# Written by `hoist-broker export mosquitto`.\n".to_owned();
     let mut line = |line: &str| {
         writeln!(text, "{line}").expect("a String takes all that is written to it");
     };
-    for (fleet, peers) in roll.fleets() {
+    for (fleet, peers) in issued.fleets() {
         line(&format!("\n# The fleet {fleet}"));
         for (peer, standing) in peers {
             // Who is not named may do nothing.

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::issued::Standing;
 use super::rights::Rights;
-use super::{ConfigFile, Place, Roll};
+use super::{ConfigFile, EnginePath, IssuedClients};
 use crate::guard::{Peer, Rules};
 
 pub use node::{Node, NodeError, Nodes, NodesError};
@@ -26,19 +26,19 @@ pub struct Nats {
     /// The address to listen on, the same on all of them.
     pub listen: IpAddr,
     /// The authority's certificate.
-    pub ca: Place,
+    pub ca: EnginePath,
     /// The node's own certificate, at the same place on all of them.
-    pub certificate: Place,
+    pub certificate: EnginePath,
     /// Its private key.
-    pub key: Place,
+    pub key: EnginePath,
     /// The folder of what is retained.
-    pub state: Place,
+    pub state: EnginePath,
 }
 
 impl Nats {
-    /// The files of a cluster that lets in `roll`: one for each node, and the users, which all of them include.
+    /// The files of a cluster that lets in `issued`: one for each node, and the users, which all of them include.
     #[must_use]
-    pub fn configuration(&self, roll: &Roll, rules: Rules) -> Vec<ConfigFile> {
+    pub fn configuration(&self, issued: &IssuedClients, rules: Rules) -> Vec<ConfigFile> {
         let nodes = self.nodes.as_slice().iter();
         let mut files: Vec<ConfigFile> = nodes
             .map(|node| ConfigFile {
@@ -48,7 +48,7 @@ impl Nats {
             .collect();
         files.push(ConfigFile {
             name: USERS.to_owned(),
-            text: users(roll, rules),
+            text: users(issued, rules),
         });
         files
     }
@@ -141,12 +141,12 @@ fn on(address: IpAddr, port: u16) -> String {
 }
 
 /// Accounts and users: an account for each fleet, which no other reaches into.
-fn users(roll: &Roll, rules: Rules) -> String {
+fn users(issued: &IssuedClients, rules: Rules) -> String {
     let mut text = "# Written by `hoist-broker export nats`.\naccounts {\n".to_owned();
     let mut line = |line: &str| {
         writeln!(text, "{line}").expect("a String takes all that is written to it");
     };
-    for (fleet, peers) in roll.fleets() {
+    for (fleet, peers) in issued.fleets() {
         line(&format!("  \"{fleet}\": {{"));
         line("    jetstream: enabled");
         line("    users: [");

@@ -131,6 +131,10 @@ async fn it_says_when_it_is_ready_and_ends_well_on_sigterm() {
     let (code, said) = running.end();
     assert_eq!(code, Some(0), "{said}");
     assert!(
+        said.contains("a client's certificate ends soon") && said.contains("identity=agent web-1"),
+        "a certificate of one day is told: {said}"
+    );
+    assert!(
         said.contains("no trusted_keys"),
         "a broker without keys says so: {said}"
     );

@@ -220,6 +220,20 @@ async fn the_manual_lists_every_metric_and_no_other() {
 }
 
 #[tokio::test]
+async fn clients_whose_certificates_end_soon_are_counted_by_role() {
+    let world = World::with(told());
+    let server = Server::bind(world.settings()).await.unwrap();
+    let reload = server.reload();
+    let broker = Broker::of(server);
+    // All certificates here are for a day.
+    let _agent = world.agent(&broker, "web-1").await;
+    reload.now();
+    let series = "hoist_broker_clients_ending_soon{role=\"agent\"}";
+    wait_for_value(broker.metrics.unwrap(), series, "1").await;
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn it_is_alive_and_ready_and_answers_nothing_else() {
     let world = World::with(told());
     let broker = world.start().await;

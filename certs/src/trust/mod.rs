@@ -4,11 +4,11 @@
 //! the CA's revocation list does not hold its serial number, and the denylist neither that nor its name. This is
 //! asked in the handshake and, for every connection that is there, whenever one of the files has changed.
 
+mod acceptor;
 mod anchor;
 mod builder;
 mod crl;
 mod denylist;
-mod door;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use rustls::DistinguishedName;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use serde::Deserialize;
 
+pub use acceptor::{Acceptor, Verdict};
 pub use anchor::Anchor;
 pub(crate) use builder::TrustBuilder;
 pub(crate) use crl::CRL_LEN;
 pub use crl::{Crl, CrlError};
 pub use denylist::{Denylist, DenylistError};
-pub use door::{Door, Visitor};
 
 use crate::certificate::CertificateInfo;
 use crate::identity::{Identity, IdentityError};

@@ -87,7 +87,7 @@ impl World {
 fn judge(sources: &ServerSources, issued: &Issued) -> Result<(), Refusal> {
     let tls = sources.load(None).unwrap();
     let der = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
-    let judged = tls.door().trust().judge(&der, UnixTime::now());
+    let judged = tls.acceptor().trust().judge(&der, UnixTime::now());
     judged.map(|_| ()).map_err(|refused| refused.refusal)
 }
 
@@ -141,7 +141,12 @@ fn an_expired_list_is_told_of_and_handled_as_configured() {
         judge(&sources, &bad),
         Err(Refusal::Revoked(bad.serial.clone()))
     );
-    let complaints = sources.load(None).unwrap().door().trust().complaints(now());
+    let complaints = sources
+        .load(None)
+        .unwrap()
+        .acceptor()
+        .trust()
+        .complaints(now());
     assert!(
         complaints[0].contains("expired on 2023-11-14"),
         "{complaints:?}"
@@ -163,7 +168,12 @@ fn a_missing_list_is_told_of_and_handled_as_configured() {
         judge(&sources, &good),
         Err(Refusal::CrlMissing(_))
     ));
-    let complaints = sources.load(None).unwrap().door().trust().complaints(now());
+    let complaints = sources
+        .load(None)
+        .unwrap()
+        .acceptor()
+        .trust()
+        .complaints(now());
     assert!(
         complaints[0].contains("there is no CRL of the CA"),
         "{complaints:?}"
@@ -173,7 +183,12 @@ fn a_missing_list_is_told_of_and_handled_as_configured() {
     // Who uses no lists misses none.
     sources.revocation.crls.clear();
     assert_eq!(
-        sources.load(None).unwrap().door().trust().complaints(now()),
+        sources
+            .load(None)
+            .unwrap()
+            .acceptor()
+            .trust()
+            .complaints(now()),
         [""; 0]
     );
 }
@@ -185,7 +200,7 @@ fn a_list_that_takes_back_less_than_before_is_not_taken() {
     world.write("crl.pem", list(&world.authority, 5, tomorrow(), &[&bad]));
     let sources = world.sources();
     let used = sources.load(None).unwrap();
-    let reload = || sources.load(Some(used.door().trust()));
+    let reload = || sources.load(Some(used.acceptor().trust()));
     assert!(reload().is_ok());
     world.write("crl.pem", list(&world.authority, 4, tomorrow(), &[]));
     let error = reload().unwrap_err();
@@ -313,10 +328,14 @@ fn whoever_stays_is_judged_anew_by_what_is_in_use_then() {
     let sources = world.sources();
     let der = CertificateDer::from_pem_slice(issued.certificate_pem.as_bytes()).unwrap();
     let used = sources.load(None).unwrap();
-    let admitted = used.door().trust().judge(&der, UnixTime::now()).unwrap();
+    let admitted = used
+        .acceptor()
+        .trust()
+        .judge(&der, UnixTime::now())
+        .unwrap();
     let anew = |at| {
-        let tls = sources.load(Some(used.door().trust())).unwrap();
-        tls.door().trust().check(&admitted, at)
+        let tls = sources.load(Some(used.acceptor().trust())).unwrap();
+        tls.acceptor().trust().check(&admitted, at)
     };
     assert_eq!(anew(now()), Ok(()));
     assert_eq!(
@@ -333,7 +352,7 @@ fn whoever_stays_is_judged_anew_by_what_is_in_use_then() {
     let mut sources = moved.sources();
     sources.revocation.crls.clear();
     let tls = sources.load(None).unwrap();
-    let judged = tls.door().trust().check(&admitted, now());
+    let judged = tls.acceptor().trust().check(&admitted, now());
     assert_eq!(judged, Err(Refusal::Issuer(fleet("prod"))));
 }
 
@@ -375,7 +394,7 @@ fn the_program_revokes_a_name_or_a_serial_number() {
     let refused = |text: &str| {
         let der = CertificateDer::from_pem_slice(text.as_bytes()).unwrap();
         let tls = sources.load(None).unwrap();
-        let judged = tls.door().trust().judge(&der, UnixTime::now());
+        let judged = tls.acceptor().trust().judge(&der, UnixTime::now());
         judged.err().map(|refused| refused.refusal.as_str())
     };
     let read = |file: &str| std::fs::read_to_string(certs.join(file)).unwrap();

@@ -9,26 +9,26 @@ use std::str::FromStr;
     "it has to be an absolute path without spaces, quotes, backslashes and control characters: engines disagree on \
      how those are written"
 )]
-pub struct PlaceError;
+pub struct EnginePathError;
 
 /// An absolute path on the engine's computer that every engine reads alike.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Place(String);
+pub struct EnginePath(String);
 
-impl FromStr for Place {
-    type Err = PlaceError;
+impl FromStr for EnginePath {
+    type Err = EnginePathError;
 
-    fn from_str(text: &str) -> Result<Self, PlaceError> {
+    fn from_str(text: &str) -> Result<Self, EnginePathError> {
         let fits = |c: char| !(c.is_whitespace() || c.is_control() || "\"'\\#$".contains(c));
         if text.starts_with('/') && text.chars().all(fits) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(PlaceError)
+            Err(EnginePathError)
         }
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for EnginePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -40,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_path_that_could_say_more_than_a_path_is_refused() {
-        assert!("/etc/hoist/ca.pem".parse::<Place>().is_ok());
+        assert!("/etc/hoist/ca.pem".parse::<EnginePath>().is_ok());
         for bad in [
             "",
             "ca.pem",
@@ -49,7 +49,7 @@ mod tests {
             "/etc/$HOME",
             "/etc/ca.pem\nallow_anonymous true",
         ] {
-            assert_eq!(bad.parse::<Place>(), Err(PlaceError), "{bad:?}");
+            assert_eq!(bad.parse::<EnginePath>(), Err(EnginePathError), "{bad:?}");
         }
     }
 }

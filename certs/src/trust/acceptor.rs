@@ -17,24 +17,24 @@ use super::{Admitted, Refusal, Refused, Trust};
 
 /// Makes the server's side of handshakes: a client certificate is required, nothing is kept between connections.
 #[derive(Clone)]
-pub struct Door {
+pub struct Acceptor {
     provider: Arc<CryptoProvider>,
     certificate: Arc<dyn ResolvesServerCert>,
     trust: Arc<Trust>,
 }
 
-impl fmt::Debug for Door {
+impl fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Door").finish_non_exhaustive()
+        f.debug_struct("Acceptor").finish_non_exhaustive()
     }
 }
 
 /// Who came to one handshake. Empty until a certificate was judged, and for ever when none was: a handshake that
 /// got round the judgement, by resuming a session, admits nobody.
 #[derive(Clone, Debug, Default)]
-pub struct Visitor(Arc<OnceLock<Result<Admitted, Refused>>>);
+pub struct Verdict(Arc<OnceLock<Result<Admitted, Refused>>>);
 
-impl Visitor {
+impl Verdict {
     /// What came of the judgement, when there was one.
     #[must_use]
     pub fn judged(&self) -> Option<&Result<Admitted, Refused>> {
@@ -42,7 +42,7 @@ impl Visitor {
     }
 }
 
-impl Door {
+impl Acceptor {
     pub(crate) fn new(
         provider: Arc<CryptoProvider>,
         certificate: Arc<dyn ResolvesServerCert>,
@@ -65,33 +65,33 @@ impl Door {
     ///
     /// # Errors
     /// rustls's, when the provider has no protocol version: never with the one of this workspace.
-    pub fn open(&self) -> Result<(Arc<ServerConfig>, Visitor), Error> {
-        let visitor = Visitor::default();
-        let doorman = Doorman {
+    pub fn handshake(&self) -> Result<(Arc<ServerConfig>, Verdict), Error> {
+        let verdict = Verdict::default();
+        let verifier = ClientVerifier {
             provider: Arc::clone(&self.provider),
             trust: Arc::clone(&self.trust),
-            visitor: visitor.clone(),
+            verdict: verdict.clone(),
         };
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
-            .with_client_cert_verifier(Arc::new(doorman))
+            .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::clone(&self.certificate));
         // A resumed session would skip the judgement: no cache, no tickets.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok((Arc::new(config), visitor))
+        Ok((Arc::new(config), verdict))
     }
 }
 
 /// Asks [`Trust`] in the place of rustls's own verifier.
 #[derive(Debug)]
-struct Doorman {
+struct ClientVerifier {
     provider: Arc<CryptoProvider>,
     trust: Arc<Trust>,
-    visitor: Visitor,
+    verdict: Verdict,
 }
 
-impl ClientCertVerifier for Doorman {
+impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &self.trust.hints
     }
@@ -108,7 +108,7 @@ impl ClientCertVerifier for Doorman {
             Err(refused) => Err(Error::InvalidCertificate(alert(refused))),
         };
         // rustls asks once a handshake; a second answer would not count.
-        self.visitor.0.set(judged).ok();
+        self.verdict.0.set(judged).ok();
         answer
     }
 

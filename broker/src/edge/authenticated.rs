@@ -9,7 +9,7 @@ use crate::inbox::Control;
 use crate::session::Policy;
 
 /// A client after its handshake: who it is, from where, and what holds for it.
-pub(crate) struct Guest {
+pub(crate) struct Authenticated {
     pub(crate) peer: Arc<Peer>,
     pub(crate) address: SocketAddr,
     pub(crate) number: Number,
