@@ -5,8 +5,8 @@ use std::time::Duration;
 use hoist_broker::Options;
 use hoist_certs::Role;
 use hoist_protocol::{
-    AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, Held, KeyName, Machine, Order,
-    Provenance, SigningKey, StorePath, Target, Timestamp, sign,
+    AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, Held, KeyName, Machine,
+    Order, Provenance, SigningKey, StorePath, Target, Timestamp, sign,
 };
 
 use crate::support::{Broker, Client, World, topic};
