@@ -40,10 +40,11 @@ bench: setup ## Measure against mosquitto and print the tables (optimised build;
 	$(CARGO) build --release --workspace --locked
 	@$(CARGO) run --quiet --release --locked --package hoist-tests --bin hoist-bench
 
-soak: setup ## Deploy 1,000 times with things going wrong; kill the broker 100 times under load
+soak: setup ## Deploy 1,000 times with things going wrong; kill the broker 100 times, connect 25,000 times
 	$(CARGO) build --workspace --locked
 	@$(CARGO) run --quiet --locked --package hoist-tests --bin hoist-soak
 	HOIST_BROKER_KILLS=100 $(CARGO) test --locked --package hoist-broker --test broker -- killed_again
+	HOIST_BROKER_ROUNDS=1000 $(CARGO) test --locked --package hoist-broker --test broker -- --nocapture soak::
 
 fuzz: ## Feed the broker what a fuzzer makes of coverage, SECONDS_EACH (60) for each of five targets
 	@fuzz/run.sh $(or $(SECONDS_EACH),60)

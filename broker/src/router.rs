@@ -162,6 +162,12 @@ impl Router {
         link.publish("\u{e9}", "x").unwrap();
     }
 
+    /// How many links of sessions are open.
+    pub(crate) fn watchers(&self) -> usize {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.len()
+    }
+
     /// Opens a link for a session of `fleet`, which tells `inbox`. Blocks for as long as the router takes to
     /// answer: call it off the async workers.
     pub(crate) fn watch(

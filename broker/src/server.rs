@@ -9,6 +9,7 @@ use std::time::Duration;
 use camino::Utf8Path;
 use hoist_certs::TlsError;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -151,6 +152,7 @@ impl Server {
             web.map(|(_, listener, origins)| (listener, origins)),
         );
         info!(%address, identity = %tls.identity(), not_after = %tls.not_after(), "listening");
+        let router = Arc::new(router);
         let kept_sessions = KeptSessions::new(&settings.session.absence);
         let limits = settings.limits;
         let members = Members::new(fleets, limits, settings.session, &deploys);
@@ -158,14 +160,18 @@ impl Server {
             Some(address) => {
                 let listener =
                     listen(address).map_err(|source| ServerError::Listen { address, source })?;
-                Some((listener, count(&members, &store, &kept_sessions)))
+                if let Ok(address) = listener.local_addr() {
+                    info!(%address, "telling metrics and health");
+                }
+                let count = count(&members, &store, &kept_sessions, &router);
+                Some((listener, count))
             }
             None => None,
         };
         let shared = Arc::new(Shared {
             hub: Arc::clone(&hub),
             store,
-            router: Arc::new(router),
+            router,
             relay,
             timeouts: settings.timeouts,
             observer: observer.clone(),
@@ -283,12 +289,15 @@ impl Server {
 }
 
 /// What is counted when somebody asks for the metrics. It holds nothing open.
-fn count(members: &Arc<Members>, store: &Store, kept_sessions: &Arc<KeptSessions>) -> Count {
-    let (members, kept_sessions, usages) = (
-        Arc::clone(members),
-        Arc::clone(kept_sessions),
-        store.usages(),
-    );
+fn count(
+    members: &Arc<Members>,
+    store: &Store,
+    kept_sessions: &Arc<KeptSessions>,
+    router: &Arc<Router>,
+) -> Count {
+    let (members, kept_sessions) = (Arc::clone(members), Arc::clone(kept_sessions));
+    let (usages, router) = (store.usages(), Arc::clone(router));
+    let runtime = Handle::current().metrics();
     Arc::new(move || {
         let (connections, retained) = (members.connections(), usages());
         let served = members.fleets();
@@ -310,6 +319,8 @@ fn count(members: &Arc<Members>, store: &Store, kept_sessions: &Arc<KeptSessions
             fleets,
             kept_sessions,
             kept_sessions_limit,
+            watchers: router.watchers(),
+            tasks: runtime.num_alive_tasks(),
         }
     })
 }

@@ -35,6 +35,10 @@ pub(crate) struct Figures {
     /// Sessions that outlive their connections, or would.
     pub(crate) kept_sessions: usize,
     pub(crate) kept_sessions_limit: usize,
+    /// Clients with a subscription that covers all machines.
+    pub(crate) watchers: usize,
+    /// Tasks of the sessions' runtime.
+    pub(crate) tasks: usize,
 }
 
 /// Counts them.
@@ -82,6 +86,10 @@ pub(super) fn write(text: &mut String, figures: &Figures, refusals: &FleetRefusa
     one("kept_sessions", kept, figures.kept_sessions);
     let limit = "What max_kept_sessions allows";
     one("kept_sessions_limit", limit, figures.kept_sessions_limit);
+    let watchers = "Clients that watch all machines of a fleet";
+    one("watchers", watchers, figures.watchers);
+    let tasks = "Tasks of the broker, a few for itself and one or more for each connection";
+    one("tasks", tasks, figures.tasks);
 
     let mut each = |name: &str, help: &str, value: &dyn Fn(&FleetFigures) -> Option<i64>| {
         let family = Family::<OfFleet, Gauge>::default();

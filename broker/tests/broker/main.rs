@@ -20,6 +20,7 @@ mod restart;
 mod revocation;
 mod seen;
 mod sessions;
+mod soak;
 mod subscribe;
 mod support;
 mod takeover;
