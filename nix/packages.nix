@@ -3,7 +3,7 @@
 let
   inherit (pkgs) lib;
 
-  # What the build reads: a change in a document rebuilds nothing.
+  # What the build reads: of the documents, only the one that a test compares with what is printed.
   source = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
@@ -16,6 +16,7 @@ let
       ../agent
       ../publisher
       ../tests
+      ../docs/hoist.md
     ];
   };
 
@@ -24,8 +25,9 @@ let
       crate,
       binary,
       description,
+      more ? { },
     }:
-    pkgs.rustPlatform.buildRustPackage {
+    pkgs.rustPlatform.buildRustPackage ({
       pname = binary;
       version = (lib.importTOML ../Cargo.toml).workspace.package.version;
       src = source;
@@ -48,13 +50,25 @@ let
         license = lib.licenses.asl20;
         mainProgram = binary;
       };
-    };
+    } // more);
 in
 rec {
   hoist = program {
     crate = "hoist-publisher";
     binary = "hoist";
     description = "Signs, publishes and follows deployments of Nix machines";
+    more = {
+      nativeBuildInputs = [ pkgs.installShellFiles ];
+      # The program writes its own manual pages, so it has to run where it is built.
+      postInstall = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) ''
+        $out/bin/hoist man man
+        installManPage man/*.1
+        installShellCompletion --cmd hoist \
+          --bash <($out/bin/hoist completions bash) \
+          --zsh <($out/bin/hoist completions zsh) \
+          --fish <($out/bin/hoist completions fish)
+      '';
+    };
   };
   hoist-broker = program {
     crate = "hoist-broker";

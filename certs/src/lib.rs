@@ -1,12 +1,14 @@
 //! Identities: who a certificate says somebody is, the authority that says so, and TLS between the two.
 //!
 //! The rest is what every program of Hoist needs the same way: an MQTT client's options ([`mqtt`]), files that
-//! are never half written or readable by others ([`files`]), configuration, logging and errors ([`program`]).
+//! are never half written or readable by others ([`files`]), configuration, logging and errors ([`program`]), and finding out what
+//! is wrong ([`doctor`]).
 
 pub mod authority;
 mod certificate;
 mod credentials;
 pub mod directory;
+pub mod doctor;
 pub mod files;
 mod identity;
 pub mod inspect;

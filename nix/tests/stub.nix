@@ -14,6 +14,7 @@ rec {
     hasPrefix = prefix: text: builtins.substring 0 (builtins.stringLength prefix) text == prefix;
     getExe' = package: name: "${package}/bin/${name}";
     escapeShellArg = text: "'${text}'";
+    optionalString = condition: text: if condition then text else "";
     optionals = condition: list: if condition then list else [ ];
     makeBinPath = packages: builtins.concatStringsSep ":" (map (package: "${package}/bin") packages);
     filterAttrs =
@@ -55,11 +56,15 @@ rec {
 
   pkgs = {
     inherit lib;
-    stdenv.hostPlatform = {
-      system = "x86_64-linux";
-      isLinux = true;
-      isDarwin = false;
+    stdenv = {
+      hostPlatform = {
+        system = "x86_64-linux";
+        isLinux = true;
+        isDarwin = false;
+      };
+      buildPlatform.canExecute = _: true;
     };
+    installShellFiles = "/install-shell-files";
     nix = "/pkgs-nix";
     coreutils = "/coreutils";
     util-linux = "/util-linux";

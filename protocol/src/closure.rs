@@ -248,6 +248,12 @@ impl ClosureInfo {
             .map(|(path, (_, size))| (path.as_str(), *size))
     }
 
+    /// Its paths, with their sizes in bytes.
+    pub(crate) fn paths(&self) -> impl Iterator<Item = (&str, u64)> {
+        let paths = self.paths.iter();
+        paths.map(|(path, (_, size))| (path.as_str(), *size))
+    }
+
     /// The packages in it: for each name its versions, without those that have none.
     fn packages(&self) -> BTreeMap<&str, BTreeSet<&str>> {
         let mut packages: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
@@ -295,7 +301,7 @@ impl ClosureInfo {
     }
 }
 
-fn difference(to: u64, from: u64) -> i64 {
+pub(crate) fn difference(to: u64, from: u64) -> i64 {
     let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
     signed(to).saturating_sub(signed(from))
 }
@@ -307,7 +313,7 @@ const OUTPUTS: &[&str] = &[
 
 /// A store path's package and version: the version starts behind the first dash that no letter follows
 /// (Nix manual, `builtins.parseDrvName`). None for what has no version, such as generated files.
-fn package(path: &str) -> Option<(&str, &str)> {
+pub(crate) fn package(path: &str) -> Option<(&str, &str)> {
     let name = path.strip_prefix(crate::STORE)?.get(33..)?;
     let name = OUTPUTS
         .iter()

@@ -9,6 +9,7 @@ mod closure;
 mod closures;
 mod conversions;
 mod deployment;
+mod difference;
 mod draft;
 mod envelope;
 mod exit;
@@ -34,6 +35,7 @@ pub use closures::Closures;
 pub use deployment::{
     DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Held, Provenance, Rollout,
 };
+pub use difference::{ClosureDifference, PackageDifference, PackageFate};
 pub use draft::{AddError, Draft, SignError};
 pub use envelope::{TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, digest, sign};
 pub use exit::Exit;

@@ -2,20 +2,28 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use hoist_certs::program::{LogArgs, report};
 
 use crate::commands::cancel::{CANCEL_EXAMPLES, CancelArgs};
+use crate::commands::completions::{COMPLETIONS_EXAMPLES, CompletionsArgs};
 use crate::commands::deploy::{DEPLOY_EXAMPLES, DeployArgs};
+use crate::commands::diff::{DIFF_EXAMPLES, DiffArgs};
+use crate::commands::doctor::DoctorArgs;
 use crate::commands::flake::{BUILD_EXAMPLES, BuildArgs, PUSH_EXAMPLES, PushArgs};
+use crate::commands::forget::{FORGET_EXAMPLES, ForgetArgs};
+use crate::commands::history::{HISTORY_EXAMPLES, HistoryArgs};
 use crate::commands::hold::{HOLD_EXAMPLES, HoldArgs};
 use crate::commands::logs::LogsArgs;
+use crate::commands::man::ManArgs;
 use crate::commands::refresh::{REFRESH_EXAMPLES, RefreshArgs};
 use crate::commands::release::{RELEASE_EXAMPLES, ReleaseArgs};
 use crate::commands::retry::{RETRY_EXAMPLES, RetryArgs};
 use crate::commands::rollback::{ROLLBACK_EXAMPLES, RollbackArgs};
 use crate::commands::sign::{SIGN_EXAMPLES, SignArgs};
 use crate::commands::status::StatusArgs;
+use crate::commands::wait::{WAIT_EXAMPLES, WaitArgs};
+use crate::commands::whoami::WhoamiArgs;
 use crate::commands::{self, CommandError};
 use crate::console::print;
 use crate::outcome::{EXIT_CODES, Exit};
@@ -29,10 +37,12 @@ Examples:
   hoist deploy --flake .                    the same from a flake: build, copy to the cache, deploy
   nix eval --json .#deploy | hoist deploy - the spec from standard input
   hoist deploy spec.json --async            publish, read back, and be done
-  hoist status                              the whole fleet
+  hoist status                              the whole fleet; with --watch as it changes
   hoist status web-1                        all that web-1 says of itself
   hoist logs web-1 --follow                 what web-1 says while it deploys
+  hoist history web-1                       what was deployed to it; `hoist diff web-1` what that changed
   hoist rollback web-1                      back to what web-1 ran before
+  hoist doctor                              what is wrong, where something is
 
 Settings come from flags, then environment variables, then the configuration file. In CI, secrets
 can be given as they are: HOIST_CA, HOIST_CERTIFICATE, HOIST_KEY and HOIST_SIGNING_KEY take a path
@@ -69,6 +79,27 @@ enum Command {
     /// Send machines back to what they ran before, by the id of a deployment
     #[command(after_help = format!("{ROLLBACK_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
     Rollback(Box<RollbackArgs>),
+    /// Show what was deployed to a machine, and how it ended
+    #[command(after_help = HISTORY_EXAMPLES)]
+    History(HistoryArgs),
+    /// Show what is different between two closures, or what a deployment changed
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(DiffArgs),
+    /// Wait until what is deployed has ended, whoever published it
+    #[command(after_help = format!("{WAIT_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
+    Wait(WaitArgs),
+    /// Find out what keeps this computer from deploying, and what to do about it
+    Doctor(DoctorArgs),
+    /// Clear all that the broker retains about a machine that is no more
+    #[command(after_help = FORGET_EXAMPLES)]
+    Forget(ForgetArgs),
+    /// Show whose certificate and signing key are used, and whether the broker lets us in
+    Whoami(WhoamiArgs),
+    /// Write what a shell needs to complete the command line
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionsArgs),
+    /// Write the manual pages into a folder
+    Man(ManArgs),
     /// Have machines leave everything as it is, until they are released or for a time
     #[command(after_help = format!("{HOLD_EXAMPLES}\n\n{SELECTION_HELP}\n\n{EXIT_CODES}"))]
     Hold(Box<HoldArgs>),
@@ -100,6 +131,14 @@ pub fn main() -> ExitCode {
         Command::Push(_) => ("push", false),
         Command::Status(args) => ("status", args.json),
         Command::Logs(args) => ("logs", args.json),
+        Command::History(args) => ("history", args.json),
+        Command::Diff(args) => ("diff", args.json),
+        Command::Wait(args) => ("wait", args.json),
+        Command::Doctor(args) => ("doctor", args.json),
+        Command::Forget(args) => ("forget", args.json),
+        Command::Whoami(args) => ("whoami", args.json),
+        Command::Completions(_) => ("completions", false),
+        Command::Man(_) => ("man", false),
         Command::Rollback(args) => ("rollback", args.chosen.follow.json),
         Command::Hold(args) => ("hold", args.chosen.follow.json),
         Command::Release(args) => ("release", args.chosen.follow.json),
@@ -129,6 +168,14 @@ fn run(cli: Cli) -> Result<Exit, CommandError> {
             Command::Status(args) => commands::status::run(&args, cli.settings).await,
             Command::Logs(args) => commands::logs::run(&args, cli.settings).await,
             Command::Rollback(args) => commands::rollback::run(&args, cli.settings).await,
+            Command::History(args) => commands::history::run(&args, cli.settings).await,
+            Command::Diff(args) => commands::diff::run(&args, cli.settings).await,
+            Command::Wait(args) => commands::wait::run(&args, cli.settings).await,
+            Command::Doctor(args) => commands::doctor::run(&args, cli.settings).await,
+            Command::Forget(args) => commands::forget::run(&args, cli.settings).await,
+            Command::Whoami(args) => commands::whoami::run(&args, cli.settings).await,
+            Command::Completions(args) => commands::completions::run(&args, Cli::command()),
+            Command::Man(args) => commands::man::run(&args, Cli::command()),
             Command::Hold(args) => commands::hold::run(&args, cli.settings).await,
             Command::Release(args) => commands::release::run(&args, cli.settings).await,
             Command::Cancel(args) => commands::cancel::run(&args, cli.settings).await,
@@ -161,12 +208,28 @@ fn fail(command: &str, json: bool, exit: Exit, message: &str) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_manual_names_every_command_and_every_variable() {
+        let mut command = Cli::command();
+        let mut help = command.render_long_help().to_string();
+        let own = command
+            .get_subcommands_mut()
+            .filter(|sub| sub.get_name() != "help");
+        for sub in own {
+            crate::manual::assert_mentions(&format!("`hoist {}", sub.get_name()));
+            help += &sub.render_long_help().to_string();
+        }
+        let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
+        for part in help.split("HOIST_").skip(1) {
+            let end = part.find(|c| !is_name(c)).unwrap_or(part.len());
+            crate::manual::assert_mentions(&format!("`HOIST_{}`", &part[..end]));
+        }
     }
 }

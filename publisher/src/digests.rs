@@ -56,6 +56,19 @@ const NIX: &str = "nix";
 pub async fn of(
     paths: &BTreeSet<StorePath>,
 ) -> Result<BTreeMap<StorePath, ClosureDigest>, DigestError> {
+    let closures = closures(paths).await?;
+    let digests = paths.iter().filter_map(|path| {
+        let digest = closures.digest(path)?;
+        Some((path.clone(), digest))
+    });
+    Ok(digests.collect())
+}
+
+/// All about these closures, as far as they are in the store of this computer. Nothing is fetched.
+///
+/// # Errors
+/// [`DigestError`]
+pub async fn closures(paths: &BTreeSet<StorePath>) -> Result<Closures, DigestError> {
     let paths: Vec<&StorePath> = paths.iter().collect();
     let mut missing = BTreeSet::new();
     for batch in paths.chunks(BATCH) {
@@ -69,13 +82,8 @@ pub async fn of(
     for batch in here.chunks(BATCH) {
         told.push(path_info(batch).await?);
     }
-    let closures = Closures::from_path_info(told.iter().map(Vec::as_slice))
-        .map_err(|error| DigestError::Output(NIX, error))?;
-    let digests = here.into_iter().filter_map(|path| {
-        let digest = closures.digest(path)?;
-        Some((path.clone(), digest))
-    });
-    Ok(digests.collect())
+    Closures::from_path_info(told.iter().map(Vec::as_slice))
+        .map_err(|error| DigestError::Output(NIX, error))
 }
 
 /// Which of these are not in the store. Without this call, Nix would ask the binary caches for them.

@@ -16,6 +16,8 @@ pub mod flake;
 pub mod follow;
 pub mod lines_shown;
 pub mod link;
+#[cfg(test)]
+mod manual;
 pub mod options;
 pub mod outcome;
 pub mod plan;

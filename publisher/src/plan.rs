@@ -102,16 +102,20 @@ impl Signed {
     /// # Errors
     /// [`SignError`]
     pub fn new(draft: &Draft) -> Result<Self, SignError> {
-        let envelope = draft.finish()?;
-        let deployment = draft.deployment();
-        Ok(Self {
+        Ok(Self::of(draft.deployment(), draft.finish()?))
+    }
+
+    /// A deployment whose signed form is `envelope`.
+    #[must_use]
+    pub fn of(deployment: &Deployment, envelope: Vec<u8>) -> Self {
+        Self {
             machine: deployment.machine().clone(),
             order: deployment.order(),
             expires: deployment.expires(),
             holds: deployment.parts().held != Held::No,
             digest: digest(&envelope),
             envelope,
-        })
+        }
     }
 }
 

@@ -35,6 +35,12 @@ use crate::said;
 /// The version of the JSON.
 pub const SCHEMA: u32 = 1;
 
+/// A JSON document as it is printed.
+#[must_use]
+pub fn document(value: &serde_json::Value) -> String {
+    serde_json::to_string_pretty(value).expect("JSON can always be written") + "\n"
+}
+
 /// Everything that is said at the end.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -69,6 +75,19 @@ pub struct RolloutReport {
     pub batch: u16,
     /// Whether it stopped because too many machines had failed.
     pub stopped: bool,
+}
+
+impl RolloutReport {
+    /// One whose only batch has come.
+    #[must_use]
+    pub const fn of_one(id: uuid::Uuid) -> Self {
+        Self {
+            id,
+            batches: 1,
+            batch: 1,
+            stopped: false,
+        }
+    }
 }
 
 /// The closure that a machine was to run; nothing where the operator named none.
@@ -351,11 +370,12 @@ impl Report {
     }
 
     fn table_on(&self, page: Page) -> String {
-        // Those with nothing to do were named together, and would hide the others here.
+        // Those with nothing to do were named together, and would hide the others here. Of two thousand machines the last
+        // lines are seen: those that somebody has to look at stand there.
         let shown = |machine: &&MachineReport| machine.outcome != Outcome::Skipped;
-        let rows: Vec<_> = (self.machines.iter().filter(shown))
-            .map(MachineReport::row)
-            .collect();
+        let mut machines: Vec<&MachineReport> = self.machines.iter().filter(shown).collect();
+        machines.sort_by_key(|machine| !machine.outcome.is_good());
+        let rows: Vec<_> = machines.into_iter().map(MachineReport::row).collect();
         if rows.is_empty() {
             return String::new();
         }
@@ -395,6 +415,8 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use expect_test::expect;
+
     use super::*;
     use crate::testing::machine;
 
@@ -424,6 +446,7 @@ mod tests {
     fn the_json_keeps_to_its_schema() {
         let json: serde_json::Value =
             serde_json::from_str(&report(&[Outcome::RolledBack]).to_json()).unwrap();
+        crate::manual::assert_names("deploy", &json);
         assert_eq!(json["schema"], 1);
         assert_eq!(json["seconds"], 1.5);
         assert_eq!(json["machines"][0]["agent"], "web-0");
@@ -479,41 +502,37 @@ mod tests {
 
     #[test]
     fn what_was_brought_and_what_is_left_to_do_stands_beside_each_machine() {
-        let table = mixed().table_on(Page::plain(Some(160)));
-        let lines: Vec<&str> = table.lines().collect();
-        let expected = [
-            " MACHINE  OUTCOME        CLOSURE  DEPLOYMENT  DETAIL",
-            " web-1    succeeded      -        -           3 packages changed, +12 MiB; needs a reboot (kernel)",
-            " web-2    succeeded      -        -           [units_failed] a.service failed, as before",
-            " web-3    staged         -        -           the next boot brings it; `hoist status` says then what was booted",
-            " web-4    dry activated  -        -           nothing was changed; `hoist logs` shows what would be",
-            " web-5    rejected       -        -           [no_agent] the closure has no agent",
-            " web-6    held           -        -           held by somebody at the machine; `hoist-agent release` there ends that",
-        ];
-        assert_eq!(lines, expected);
+        expect![[r#"
+            MACHINE  OUTCOME        CLOSURE  DEPLOYMENT  DETAIL
+            web-1    succeeded      -        -           3 packages changed, +12 MiB; needs a reboot (kernel)
+            web-2    succeeded      -        -           [units_failed] a.service failed, as before
+            web-3    staged         -        -           the next boot brings it; `hoist status` says then what was booted
+            web-4    dry activated  -        -           nothing was changed; `hoist logs` shows what would be
+            web-5    rejected       -        -           [no_agent] the closure has no agent
+            web-6    held           -        -           held by somebody at the machine; `hoist-agent release` there ends that
+        "#]].assert_eq(&mixed().table_on(Page::plain(Some(160))));
     }
 
     #[test]
     fn on_a_narrow_terminal_only_the_details_are_broken() {
         let table = mixed().table_on(Page::plain(Some(80)));
-        let lines: Vec<&str> = table.lines().collect();
-        let expected = [
-            " MACHINE  OUTCOME        CLOSURE  DEPLOYMENT  DETAIL",
-            " web-1    succeeded      -        -           3 packages changed, +12 MiB;",
-            "                                              needs a reboot (kernel)",
-            " web-2    succeeded      -        -           [units_failed] a.service failed,",
-            "                                              as before",
-            " web-3    staged         -        -           the next boot brings it; `hoist",
-            "                                              status` says then what was booted",
-            " web-4    dry activated  -        -           nothing was changed; `hoist logs`",
-            "                                              shows what would be",
-            " web-5    rejected       -        -           [no_agent] the closure has no",
-            "                                              agent",
-            " web-6    held           -        -           held by somebody at the machine;",
-            "                                              `hoist-agent release` there ends",
-            "                                              that",
-        ];
-        assert_eq!(lines, expected);
         assert!(table.lines().all(|line| line.chars().count() <= 80));
+        expect![[r#"
+            MACHINE  OUTCOME        CLOSURE  DEPLOYMENT  DETAIL
+            web-1    succeeded      -        -           3 packages changed, +12 MiB;
+                                                         needs a reboot (kernel)
+            web-2    succeeded      -        -           [units_failed] a.service failed,
+                                                         as before
+            web-3    staged         -        -           the next boot brings it; `hoist
+                                                         status` says then what was booted
+            web-4    dry activated  -        -           nothing was changed; `hoist logs`
+                                                         shows what would be
+            web-5    rejected       -        -           [no_agent] the closure has no
+                                                         agent
+            web-6    held           -        -           held by somebody at the machine;
+                                                         `hoist-agent release` there ends
+                                                         that
+        "#]]
+        .assert_eq(&table);
     }
 }

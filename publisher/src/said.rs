@@ -1,5 +1,6 @@
 //! What machines say of themselves, in words that fit on a line.
 
+use hoist_certs::program::show_duration;
 use hoist_certs::program::show_size_difference;
 use hoist_protocol::{Changes, PackageChange, Reason, RebootReason, Status, Text, Timestamp};
 
@@ -78,6 +79,15 @@ pub fn held(status: &Status) -> String {
 pub fn held_at_machine(until: Option<Timestamp>) -> String {
     let until = until.map_or_else(String::new, |until| format!(" until {until}"));
     format!("held by somebody at the machine{until}; `hoist-agent release` there ends that")
+}
+
+/// How long ago something was. Below a second is only noise.
+#[must_use]
+pub fn ago(at: Timestamp, now: Timestamp) -> String {
+    match now.since(at) {
+        age if age.as_secs() == 0 => "now".to_owned(),
+        age => format!("{} ago", show_duration(age)),
+    }
 }
 
 /// What somebody who reads this reason may want to do, beside what the machine's own message says: nothing where that

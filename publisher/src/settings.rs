@@ -1,14 +1,14 @@
 //! Settings: flags before environment variables before the configuration file, each named when it is wrong.
 
+mod sources;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use camino::{Utf8Path, Utf8PathBuf};
 use hoist_certs::program::{ConfigError, read_toml};
-use hoist_certs::{
-    ClientTls, Credentials, Pem, Role, SigningKeyError, SigningKeySource, TlsError, files,
-};
+use hoist_certs::{ClientTls, Pem, Role, SigningKeyError, SigningKeySource, TlsError, files};
 use hoist_protocol::{
     BrokerUrl, CacheKey, FleetName, PublicKey, SubstituterUrl, TrustedKeys, TrustedKeysError,
 };
@@ -17,6 +17,8 @@ use serde::Deserialize;
 use crate::flake::CacheUrl;
 use crate::signer::{Signer, SignerCommand};
 use crate::spec::Aliases;
+
+pub use sources::Source;
 
 /// The settings as flags, unparsed: where a bad value came from is said by [`Origin`].
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -88,6 +90,15 @@ struct File {
     #[serde(default)]
     substituter_keys: Vec<String>,
     cache: Option<String>,
+}
+
+impl File {
+    fn signing_keys(&self) -> &[String] {
+        match &self.signing_key {
+            OneOrMany::One(text) => std::slice::from_ref(text),
+            OneOrMany::Many(texts) => texts,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -335,7 +346,9 @@ pub struct Settings<'a> {
     flags: Flags,
     environment: Environment<'a>,
     file: File,
+    /// The configuration file, or what it would be called.
     path: Utf8PathBuf,
+    has_file: bool,
 }
 
 /// Whom to connect as, and where; everything checked.
@@ -383,6 +396,7 @@ impl<'a> Settings<'a> {
             flags,
             environment,
             file,
+            has_file: path.is_some(),
             path: path.unwrap_or_else(|| "hoist.toml".into()),
         })
     }
@@ -397,15 +411,7 @@ impl<'a> Settings<'a> {
         let broker: BrokerUrl = self
             .required(&BROKER, flags.broker.as_ref(), self.file.broker.as_ref())?
             .parse()?;
-        let credentials = Credentials {
-            ca: self.pem(&CA, flags.ca.as_ref(), self.file.ca.as_ref())?,
-            certificate: self.pem(
-                &CERTIFICATE,
-                flags.certificate.as_ref(),
-                self.file.certificate.as_ref(),
-            )?,
-            key: self.pem(&KEY, flags.key.as_ref(), self.file.key.as_ref())?,
-        };
+        let credentials = self.credentials()?;
         let tls = credentials.client().map_err(SettingsError::Tls)?;
         let identity = tls.identity();
         if let Some(given) = self.one(&FLEET, flags.fleet.as_ref(), self.file.fleet.as_ref()) {
@@ -451,11 +457,7 @@ impl<'a> Settings<'a> {
     /// # Errors
     /// [`SettingsError`]
     pub fn trusted(&self, flags: &SigningFlags) -> Result<Keys, SettingsError> {
-        let in_file = match &self.file.signing_key {
-            OneOrMany::One(text) => std::slice::from_ref(text),
-            OneOrMany::Many(texts) => texts,
-        };
-        let given = self.many(&SIGNING_KEY, &flags.signing_key, in_file);
+        let given = self.signing_keys_given(flags);
         let mut signing: Vec<Signer> = Vec::new();
         for given in given {
             let source = match SigningKeySource::from(given.text.clone()) {
@@ -495,6 +497,10 @@ impl<'a> Settings<'a> {
             required,
             trusted,
         })
+    }
+
+    fn signing_keys_given(&self, flags: &SigningFlags) -> Vec<Given> {
+        self.many(&SIGNING_KEY, &flags.signing_key, self.file.signing_keys())
     }
 
     /// The command that signs. A configuration file cannot name it: `hoist.toml` is read from whatever folder somebody

@@ -149,6 +149,12 @@ impl Snapshot {
         self.machines.get(agent)
     }
 
+    /// One machine alone; none when nothing is retained about it.
+    #[must_use]
+    pub fn into_machine(mut self, agent: &AgentName) -> Option<Seen> {
+        self.machines.remove(agent)
+    }
+
     /// Forgets the machines that are not meant: a wildcard brings all of them.
     pub fn keep(&mut self, meant: impl Fn(&AgentName, &Seen) -> bool) {
         self.machines.retain(|agent, seen| meant(agent, seen));

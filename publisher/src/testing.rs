@@ -1,8 +1,8 @@
 //! What the tests of this crate share.
 
 use hoist_protocol::{
-    AgentName, DeploymentId, FleetName, KeyName, Machine, Order, SigningKey, State, Status, System,
-    Text, Timestamp,
+    AgentName, DeploymentId, FleetName, HistoryEntry, KeyName, Machine, Order, SigningKey, State,
+    Status, StorePath, System, Text, Timestamp,
 };
 use hoist_protocol::{Draft, KnownOrders, Provenance};
 use uuid::Uuid;
@@ -81,6 +81,34 @@ pub(crate) fn status(order: Order, state: State) -> Status {
         formats: vec![1],
         trusted_keys: Vec::new(),
         session: Text::lossy("s"),
+    }
+}
+
+/// A store path with this name.
+pub(crate) fn path(name: &str) -> StorePath {
+    StorePath::new(format!(
+        "/nix/store/0c5b8w3k3fxjhk5hd1zkjb1m5vq0l2ga-{name}"
+    ))
+    .unwrap()
+}
+
+/// The entry of a history for the deployment `n`, which ended so and brought the path called `name`.
+pub(crate) fn entry(n: u64, state: State, name: &str) -> HistoryEntry {
+    HistoryEntry {
+        id: id(n.into()),
+        epoch: 0,
+        sequence: n,
+        local: false,
+        state,
+        reason: None,
+        message: Text::default(),
+        path: Some(path(name)),
+        previous_path: None,
+        started_at: Timestamp::default(),
+        ended_at: Timestamp::default(),
+        closure_size: None,
+        fetched_bytes: None,
+        changes: None,
     }
 }
 

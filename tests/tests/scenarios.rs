@@ -22,6 +22,7 @@ mod scenarios {
     mod modules;
     mod operators;
     mod orders;
+    mod reading;
     mod rollouts;
     mod signing;
     mod standing;

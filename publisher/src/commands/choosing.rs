@@ -7,8 +7,9 @@ use hoist_certs::Role;
 use hoist_certs::program::now;
 use hoist_protocol::{AgentName, FleetName, Machine, Timestamp, TrustedKeys};
 
+use super::ending::NAMED;
 use super::making::Warnings;
-use super::send::{NAMED, Sending, Task};
+use super::send::{Sending, Task};
 use super::standing::{NotStanding, Standing};
 use super::{CommandError, preview, unknown_machine};
 use crate::console::Console;

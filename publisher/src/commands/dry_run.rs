@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hoist_certs::program::now;
-use hoist_protocol::{AgentName, Presence, State, StorePath};
+use hoist_protocol::{AgentName, FleetName, Presence, State, StorePath};
 use serde::Serialize;
 
 use super::deploy::DeployArgs;
@@ -14,7 +14,7 @@ use crate::console::table::{Page, Tone, render};
 use crate::drive::Interrupts;
 use crate::link::Link;
 use crate::outcome::Exit;
-use crate::report::SCHEMA;
+use crate::report::{SCHEMA, document};
 use crate::rollout::{Known, divide};
 use crate::select::Selection;
 use crate::settings::Settings;
@@ -103,14 +103,7 @@ pub(super) async fn run(
     };
     let rows = rows(args, spec, selection, &snapshot);
     let text = if args.follow.json {
-        let document = serde_json::json!({
-            "schema": SCHEMA,
-            "command": "deploy",
-            "fleet": caller.fleet,
-            "dry_run": true,
-            "machines": rows,
-        });
-        serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
+        json(&caller.fleet, &rows)
     } else if rows.is_empty() {
         format!("no machine of the spec is meant by {}\n", selection.shown())
     } else {
@@ -118,6 +111,16 @@ pub(super) async fn run(
     };
     print(&text).map_err(CommandError::Output)?;
     Ok(Exit::Ok)
+}
+
+fn json(fleet: &FleetName, rows: &[Row]) -> String {
+    document(&serde_json::json!({
+        "schema": SCHEMA,
+        "command": "deploy",
+        "fleet": fleet,
+        "dry_run": true,
+        "machines": rows,
+    }))
 }
 
 fn rows(args: &DeployArgs, spec: &Spec, selection: &Selection, snapshot: &Snapshot) -> Vec<Row> {
@@ -190,4 +193,25 @@ fn summary(rows: &[Row]) -> String {
         .map(|(word, count)| format!("{count} {word}"))
         .collect();
     format!("{}; nothing was published", counts.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{machine, path};
+
+    #[test]
+    fn the_json_has_the_fields_that_the_manual_names() {
+        let machine = machine("web-1");
+        let row = Row {
+            agent: machine.agent,
+            would: Would::Change,
+            presence: None,
+            current_path: None,
+            path: path("v1"),
+            batch: None,
+        };
+        let json = serde_json::from_str(&json(&machine.fleet, &[row])).unwrap();
+        crate::manual::assert_names("deploy --dry-run", &json);
+    }
 }

@@ -1,4 +1,4 @@
-//! How a run ends: what is shown, what is written, and what the program exits with.
+//! How a command that follows machines ends: its report, its exit code, and what to do next.
 
 use std::fs::OpenOptions;
 use std::io::Write as _;
@@ -7,28 +7,45 @@ use std::time::Duration;
 use camino::Utf8Path;
 
 use super::CommandError;
-use super::send::{NAMED, Sending};
-use crate::ci::summary;
+use super::send::Sending;
+use crate::ci::{Log, summary};
 use crate::console::{Console, print};
 use crate::drive::Stop;
-use crate::follow::{Published, Wait};
+use crate::follow::Published;
 use crate::lines_shown::LinesShown;
 use crate::outcome::{Exit, Outcome, exit_of};
 use crate::report::Report;
 use crate::settings::process_environment;
 
-impl Sending<'_> {
+/// Most machines that are named in one sentence.
+pub(super) const NAMED: usize = 8;
+
+/// Where the end is said, and what it depends on.
+pub(super) struct Ending<'a> {
+    pub(super) console: &'a Console,
+    pub(super) log: &'a Log,
+    pub(super) waits_for_all: bool,
+    /// How long it was allowed to take.
+    pub(super) timeout: Duration,
+    pub(super) json: bool,
+}
+
+impl Ending<'_> {
+    /// Puts the exit code into the report, prints it, and says what somebody may do about it.
+    ///
+    /// # Errors
+    /// [`CommandError::Output`]
     pub(super) fn finish(
         &self,
-        console: &Console,
-        mut report: Report,
+        report: &mut Report,
         stop: &Stop,
         lines_shown: &LinesShown,
         published: Published,
     ) -> Result<Exit, CommandError> {
+        let console = self.console;
         let exit = match stop {
             Stop::Over | Stop::Halted(_) | Stop::TimeUp => {
-                exit_of(&report.outcomes(), self.wait() == Some(Wait::All))
+                exit_of(&report.outcomes(), self.waits_for_all)
             }
             Stop::Interrupted => Exit::Interrupted,
             Stop::Lost(_) => Exit::Error,
@@ -38,9 +55,9 @@ impl Sending<'_> {
         }
         report.exit_code = exit.code();
         report.interrupted = matches!(stop, Stop::Interrupted);
-        show_tails(console, &report, lines_shown);
-        self.log().end_section();
-        if self.follow().json {
+        show_tails(console, report, lines_shown);
+        self.log.end_section();
+        if self.json {
             print(&report.to_json()).map_err(CommandError::Output)?;
         } else {
             print(&report.table()).map_err(CommandError::Output)?;
@@ -49,8 +66,8 @@ impl Sending<'_> {
             Stop::Over | Stop::Halted(_) => {}
             Stop::TimeUp => console.note(&format!(
                 "the time was up after {}; {}",
-                crate::duration::show(self.follow().timeout),
-                how_to_watch(&report)
+                crate::duration::show(self.timeout),
+                how_to_watch(report)
             )),
             Stop::Interrupted => {
                 if !published.is_over() {
@@ -61,27 +78,32 @@ impl Sending<'_> {
                 }
                 console.note(&format!(
                     "interrupted: the machines are left alone and go on by themselves; {}",
-                    how_to_watch(&report)
+                    how_to_watch(report)
                 ));
             }
             Stop::Lost(error) => {
                 let error = std::error::Error::source(error)
                     .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
-                console.warn(&format!("{error}; {}", how_to_watch(&report)));
+                console.warn(&format!("{error}; {}", how_to_watch(report)));
             }
         }
-        if !report.machines.is_empty() {
-            let took = Duration::from_secs_f64(report.seconds);
-            let took = crate::duration::show(took);
-            console.note(&format!("{} in {took}", report.summary()));
+        if report.machines.is_empty() {
+            return Ok(exit);
         }
-        self.log().annotate(&report);
-        self.leave(console, &report);
+        let took = Duration::from_secs_f64(report.seconds);
+        console.note(&format!(
+            "{} in {}",
+            report.summary(),
+            crate::duration::show(took)
+        ));
+        self.log.annotate(report);
         Ok(exit)
     }
+}
 
+impl Sending<'_> {
     /// Writes the files that tell of the run.
-    fn leave(&self, console: &Console, report: &Report) {
+    pub(super) fn leave(&self, console: &Console, report: &Report) {
         if let Some(path) = &self.follow().report {
             not_written(console, path, std::fs::write(path, report.to_json()));
         }

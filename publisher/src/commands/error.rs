@@ -1,7 +1,9 @@
 //! Why a command ended without a result, and what the program then exits with.
 
-use hoist_protocol::{AgentName, FleetName, StorePath};
+use hoist_protocol::{AgentName, FleetName, StorePath, Text};
 
+use super::diff::DiffError;
+use super::forget::ForgetError;
 use crate::digests::DigestError;
 use crate::flake::FlakeError;
 use crate::link::LinkError;
@@ -150,6 +152,39 @@ pub enum CommandError {
     /// A file cannot be written.
     #[error("cannot write `{0}`")]
     Write(camino::Utf8PathBuf, #[source] std::io::Error),
+    /// A machine's history does not have a deployment.
+    #[error(
+        "the history of `{agent}` has no deployment `{given}`, or several that end so; `hoist history {agent}` lists \
+         them"
+    )]
+    NotInHistory {
+        /// The machine.
+        agent: AgentName,
+        /// What was asked for.
+        given: Text<64>,
+    },
+    /// A machine is not forgotten.
+    #[error(transparent)]
+    Forget(#[from] ForgetError),
+    /// No machine has what is to be waited for.
+    #[error(
+        "no machine has the {what} `{id}` as its newest{}; `hoist history AGENT` shows how one ended that something \
+         newer replaced",
+        match .unknown { 0 => String::new(), count => format!(
+            " ({count} have what no known key signed: --trusted-key or `trusted_keys` names another publisher's)"
+        ) }
+    )]
+    NothingToWaitFor {
+        /// A deployment, or a rollout.
+        what: &'static str,
+        /// Its id, as it was given.
+        id: String,
+        /// How many machines have something of an unknown key.
+        unknown: usize,
+    },
+    /// Nothing can be compared.
+    #[error(transparent)]
+    Diff(#[from] DiffError),
     /// The results cannot be written.
     #[error("cannot write to stdout")]
     Output(#[source] std::io::Error),
@@ -163,6 +198,8 @@ impl CommandError {
     #[must_use]
     pub const fn exit(&self) -> Exit {
         match self {
+            Self::Diff(error) => error.exit(),
+            Self::Forget(error) => error.exit(),
             Self::Settings(_)
             | Self::Spec(_)
             | Self::NotInSpec(_)
@@ -191,6 +228,8 @@ impl CommandError {
             | Self::Link(_)
             | Self::Snapshot(_)
             | Self::UnknownMachine { .. }
+            | Self::NotInHistory { .. }
+            | Self::NothingToWaitFor { .. }
             | Self::Prepared(_)
             | Self::Answer(_)
             | Self::Output(_)

@@ -228,6 +228,14 @@ mod tests {
     use crate::testing::{order, status};
 
     #[test]
+    fn the_json_has_the_fields_that_the_manual_names() {
+        let mut report = status(order(1), State::Succeeded);
+        report.changes = Some(Changes::default());
+        let json = serde_json::from_str(&document(&report)).unwrap();
+        crate::manual::assert_names("logs", &json);
+    }
+
+    #[test]
     fn what_a_dry_activation_would_change_is_said_and_of_no_other() {
         let mut report = status(order(1), State::DryActivated);
         report.changes = Some(Changes {

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hoist_certs::program::now;
-use hoist_protocol::{AgentName, FORMAT, Machine, Presence};
+use hoist_protocol::{AgentName, FORMAT, Machine, Presence, Rollout};
+use uuid::Uuid;
 
+use super::ending::NAMED;
 use super::rolling::Divided;
-use super::send::{NAMED, Sending, new_id};
+use super::send::{Sending, new_id};
 use crate::already::Already;
 use crate::plan::{Signed, Wish};
 use crate::report::{Closure, MachineReport};
@@ -59,9 +61,9 @@ impl Sending<'_> {
                 made.warnings.add(warning, &agent);
             }
             let closure = Closure::of(&wish.target);
-            if let Some(divided) = &made.divided {
-                wish.rollout = Some(divided.part(&agent));
-            }
+            wish.rollout = (made.divided.as_ref())
+                .map(|divided| divided.part(&agent))
+                .or_else(|| self.picked_up_as().map(whole));
             match orders.sign(machine, wish, known, new_id()).await {
                 Ok(signed) => {
                     made.closures.insert(agent, closure);
@@ -162,6 +164,15 @@ impl Made {
             (_, false) => format!("{skipped} of {all} machines have it already and are left out"),
         };
         format!("{have} (--no-skip deploys again)")
+    }
+}
+
+/// A rollout whose only batch has all machines.
+const fn whole(id: Uuid) -> Rollout {
+    Rollout {
+        id,
+        batch: 1,
+        batches: 1,
     }
 }
 

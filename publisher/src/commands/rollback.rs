@@ -197,39 +197,15 @@ fn find(history: Option<&History>, given: &str) -> Result<Option<DeploymentId>, 
 
 #[cfg(test)]
 mod tests {
-    use hoist_protocol::{HistoryEntry, Text, Timestamp};
-
     use super::*;
-    use crate::testing::{id, machine, order, status};
-
-    fn path(name: &str) -> StorePath {
-        StorePath::new(format!(
-            "/nix/store/0c5b8w3k3fxjhk5hd1zkjb1m5vq0l2ga-{name}"
-        ))
-        .unwrap()
-    }
+    use crate::testing::{entry, id, machine, order, path, status};
 
     /// Newest first: the id, how it ended, and what it brought.
-    fn seen(entries: &[(u128, State, &str)]) -> Seen {
+    fn seen(entries: &[(u64, State, &str)]) -> Seen {
         let machine = machine("web-1");
         let entries = entries
             .iter()
-            .map(|(n, state, name)| HistoryEntry {
-                id: id(*n),
-                epoch: 0,
-                sequence: 1,
-                local: false,
-                state: *state,
-                reason: None,
-                message: Text::default(),
-                path: Some(path(name)),
-                previous_path: None,
-                started_at: Timestamp::default(),
-                ended_at: Timestamp::default(),
-                closure_size: None,
-                fetched_bytes: None,
-                changes: None,
-            })
+            .map(|(n, state, name)| entry(*n, *state, name))
             .collect();
         Seen {
             history: Some(History {

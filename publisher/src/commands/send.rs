@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::CommandError;
 use super::choosing::{Choose, Chosen};
+use super::ending::Ending;
 use super::making::Made;
 use super::rolling::{Divided, WayBack};
 use crate::ci::Log;
@@ -21,15 +22,12 @@ use crate::link::{Link, filters};
 use crate::options::Options;
 use crate::outcome::Exit;
 use crate::plan::{Orders, Wish};
-use crate::report::{MachineReport, Report};
+use crate::report::{MachineReport, Report, RolloutReport};
 use crate::rollout::Rollout;
 use crate::select::Selection;
 use crate::settings::{Caller, Keys, process_environment};
 use crate::snapshot::{self, Snapshot, Wanted};
 use crate::{DeploymentArgs, FollowArgs, WaitFor};
-
-/// Most machines that are named in one sentence.
-pub(super) const NAMED: usize = 8;
 
 /// What is to be sent.
 pub(super) enum Task {
@@ -54,6 +52,8 @@ pub(super) struct Sending<'a> {
     pub(super) rollout: Option<Rollout>,
     /// Whether machines that have the same deployment already are left out.
     pub(super) skips: bool,
+    /// The rollout of one batch that the deployments are when nobody waits for them: by its id `hoist wait` finds them.
+    picked_up_as: Option<Uuid>,
     /// How machines go back when a rollout fails.
     pub(super) way_back: Options,
     /// What is said before anything else.
@@ -70,12 +70,14 @@ impl<'a> Sending<'a> {
         caller: Caller,
         keys: Keys,
     ) -> Result<Self, CommandError> {
+        let waits_for_none = follow.is_async || follow.wait == WaitFor::None;
         Ok(Self {
             command,
             deployment,
             follow,
             caller,
             keys,
+            picked_up_as: waits_for_none.then(Uuid::now_v7),
             provenance: super::provenance::gather(deployment, &process_environment)?,
             log: Log::begin(&process_environment),
             rollout: None,
@@ -227,8 +229,25 @@ impl<'a> Sending<'a> {
         machines.extend(made.skipped);
         let fleet = self.caller.fleet.clone();
         let mut report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
-        report.rollout = rollout;
-        self.finish(&console, report, &stop, &lines_shown, run.published())
+        report.rollout = rollout.or_else(|| self.picked_up_as.map(RolloutReport::of_one));
+        let ending = Ending {
+            console: &console,
+            log: &self.log,
+            waits_for_all: wait == Some(Wait::All),
+            timeout: self.follow.timeout,
+            json: self.follow.json,
+        };
+        let exit = ending.finish(&mut report, &stop, &lines_shown, run.published())?;
+        self.leave(&console, &report);
+        if let Some(id) = self.picked_up_as.filter(|_| run.published().there > 0) {
+            let id = DeploymentId::new(id).short();
+            console.note(&format!("`hoist wait --rollout {id}` waits for them"));
+        }
+        Ok(exit)
+    }
+
+    pub(super) const fn picked_up_as(&self) -> Option<Uuid> {
+        self.picked_up_as
     }
 
     pub(super) fn wait(&self) -> Option<Wait> {
@@ -353,10 +372,6 @@ impl<'a> Sending<'a> {
 
     pub(super) const fn deployment(&self) -> &DeploymentArgs {
         self.deployment
-    }
-
-    pub(super) const fn log(&self) -> &Log {
-        &self.log
     }
 
     pub(super) const fn command(&self) -> &'static str {

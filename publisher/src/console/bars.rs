@@ -15,8 +15,14 @@ const ROWS: usize = 20;
 /// How often a line moves while nothing is heard.
 const TICK: Duration = Duration::from_millis(120);
 
-/// Width of a bar, in characters.
-const WIDTH: usize = 24;
+/// Lines of the terminal that are left to what is printed above.
+const ABOVE: usize = 4;
+
+/// Width of a bar in characters, and on a terminal that is narrower than [`ROOMY`] columns.
+const WIDTHS: (usize, usize) = (24, 10);
+
+/// See [`WIDTHS`].
+const ROOMY: u16 = 110;
 
 /// The lines.
 pub(super) struct Bars {
@@ -28,7 +34,8 @@ pub(super) struct Bars {
 
 struct Row {
     bar: ProgressBar,
-    look: Option<Look>,
+    /// How it looks, with the width of its bar.
+    look: Option<(Look, usize)>,
 }
 
 /// How a line looks; its text changes more often.
@@ -58,7 +65,7 @@ impl Look {
         }
     }
 
-    fn style(self, colours: bool) -> ProgressStyle {
+    fn style(self, colours: bool, width: usize) -> ProgressStyle {
         let colour = match (colours, self) {
             (false, _) => "",
             (_, Self::Measured | Self::Working) => ".cyan",
@@ -73,7 +80,7 @@ impl Look {
         };
         let template = match self {
             Self::Measured => {
-                format!("{{spinner}} {{prefix}} [{{bar:{WIDTH}{colour}}}] {{wide_msg}}")
+                format!("{{spinner}} {{prefix}} [{{bar:{width}{colour}}}] {{wide_msg}}")
             }
             Self::Good => format!("✔ {{prefix}} {message}"),
             Self::Bad => format!("✘ {{prefix}} {message}"),
@@ -126,11 +133,20 @@ impl Bars {
         let mut machines: Vec<(Look, Outlook<'a>)> = machines
             .map(|outlook| (Look::of(&outlook.phase), outlook))
             .collect();
-        self.rest.set_message(summary(published, &machines));
-        if machines.len() > ROWS {
+        let (columns, lines) = size();
+        let room = usize::from(lines).saturating_sub(ABOVE).clamp(1, ROWS);
+        self.rest.set_message(summary(published, &machines, room));
+        if machines.len() > room {
             machines.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.agent.cmp(y.agent)));
-            machines.truncate(ROWS);
+            machines.truncate(room);
         }
+        while self.rows.len() > machines.len().max(1) {
+            if let Some(row) = self.rows.pop() {
+                row.bar.finish_and_clear();
+                self.all.remove(&row.bar);
+            }
+        }
+        let bar = if columns < ROOMY { WIDTHS.1 } else { WIDTHS.0 };
         let width = machines
             .iter()
             .map(|(_, outlook)| outlook.agent.as_str().len())
@@ -143,9 +159,9 @@ impl Bars {
                 self.rows.push(Row { bar, look: None });
             }
             let row = &mut self.rows[number];
-            if row.look != Some(*look) {
-                row.bar.set_style(look.style(self.colours));
-                row.look = Some(*look);
+            if row.look != Some((*look, bar)) {
+                row.bar.set_style(look.style(self.colours, bar));
+                row.look = Some((*look, bar));
             }
             if let Phase::Reported(step) = outlook.phase {
                 let (done, of) = measure(&step);
@@ -166,12 +182,21 @@ fn measure(step: &Step) -> (u64, u64) {
     }
 }
 
-fn summary(published: Published, machines: &[(Look, Outlook<'_>)]) -> String {
+/// Columns and lines of the terminal; one that does not say has 80 and 24.
+fn size() -> (u16, u16) {
+    match crossterm::terminal::size() {
+        Ok((columns, lines)) if columns > 0 && lines > 0 => (columns, lines),
+        Ok(_) | Err(_) => (80, 24),
+    }
+}
+
+/// Of `machines` so many as `room` have lines of their own.
+fn summary(published: Published, machines: &[(Look, Outlook<'_>)], room: usize) -> String {
     let count = |wanted: &[Look]| {
         let of_these = machines.iter().filter(|(look, _)| wanted.contains(look));
         of_these.count()
     };
-    let hidden = machines.len().saturating_sub(ROWS);
+    let hidden = machines.len().saturating_sub(room);
     let hidden = if hidden > 0 {
         format!(" ({hidden} not shown)")
     } else {
@@ -210,7 +235,7 @@ mod tests {
         ] {
             for colours in [true, false] {
                 // Fails by panic where a template is not well formed.
-                let style = look.style(colours);
+                let style = look.style(colours, WIDTHS.1);
                 let bar = ProgressBar::hidden();
                 bar.set_style(style);
                 bar.set_message("x");

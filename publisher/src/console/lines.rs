@@ -41,7 +41,8 @@ impl Lines {
         } = published;
         // About ten lines, however many machines there are.
         let step = of.div_ceil(10).max(1);
-        if done > self.published && (published.is_over() || done >= self.published + step) {
+        let is_news = done > self.published && !published.by_others;
+        if is_news && (published.is_over() || done >= self.published + step) {
             self.published = done;
             lines.push(format!("published {done}/{of}"));
         }
@@ -102,6 +103,7 @@ mod tests {
             there,
             refused: 0,
             of,
+            by_others: false,
         }
     }
 

@@ -41,15 +41,20 @@ pub fn stdout_has_colours() -> bool {
 
 fn wants_colours() -> bool {
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    !no_colour && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+    !no_colour && !is_dumb()
+}
+
+/// Whether the terminal can do nothing but print.
+#[must_use]
+pub fn is_dumb() -> bool {
+    std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 impl Console {
     /// A console. A quiet one says nothing but warnings.
     #[must_use]
     pub fn new(quiet: bool) -> Self {
-        let is_terminal = io::stderr().is_terminal()
-            && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+        let is_terminal = io::stderr().is_terminal() && !is_dumb();
         Self {
             quiet,
             progress: if is_terminal && !quiet {
@@ -121,7 +126,7 @@ pub fn log_line(agent: &AgentName, line: &LogLine) -> String {
 }
 
 /// One line on stderr. When nobody reads stderr there is nobody left to tell.
-fn to_stderr(text: &str) {
+pub(crate) fn to_stderr(text: &str) {
     if let Err(error) = writeln!(io::stderr().lock(), "{text}") {
         tracing::trace!(%error, "stderr is closed");
     }

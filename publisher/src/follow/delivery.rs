@@ -67,6 +67,11 @@ pub enum Refusal {
         "it was published {ATTEMPTS} times, and soon after the topic {0}. Is another publisher at work?"
     )]
     Replaced(String),
+    /// It was there when it was picked up, published by somebody else, and is not any more.
+    #[error(
+        "it was on the machine's topic, and then the topic {0}; it is not ours to publish again"
+    )]
+    Gone(String),
 }
 
 /// How far it is.
@@ -99,6 +104,8 @@ pub struct Delivery {
     stage: Stage,
     attempts: u8,
     published: bool,
+    /// Somebody else's: it is never published here.
+    picked_up: bool,
 }
 
 impl Default for Delivery {
@@ -107,11 +114,23 @@ impl Default for Delivery {
             stage: Stage::Queued,
             attempts: 0,
             published: false,
+            picked_up: false,
         }
     }
 }
 
 impl Delivery {
+    /// One that somebody has published already, and that was found on its topic.
+    #[must_use]
+    pub fn picked_up() -> Self {
+        Self {
+            stage: Stage::Stands,
+            published: true,
+            picked_up: true,
+            ..Self::default()
+        }
+    }
+
     /// How far it is.
     #[must_use]
     pub const fn stage(&self) -> &Stage {
@@ -215,6 +234,13 @@ impl Delivery {
     }
 
     fn again(&mut self, refusal: Refusal) {
+        if self.picked_up {
+            self.stage = Stage::Refused(match refusal {
+                Refusal::NotThere(instead) | Refusal::Replaced(instead) => Refusal::Gone(instead),
+                refusal @ (Refusal::Closed | Refusal::LikeOthers | Refusal::Gone(_)) => refusal,
+            });
+            return;
+        }
         self.stage = if self.attempts < ATTEMPTS {
             Stage::Queued
         } else {
@@ -241,6 +267,20 @@ mod tests {
         let mut delivery = Delivery::default();
         read_back(&mut delivery);
         delivery
+    }
+
+    #[test]
+    fn what_was_picked_up_is_never_published() {
+        let mut delivery = Delivery::picked_up();
+        assert_eq!(*delivery.stage(), Stage::Stands);
+        delivery.disconnected(true);
+        delivery.requested();
+        delivery.granted(T);
+        delivery.saw(&Found::Ours, true);
+        assert_eq!(*delivery.stage(), Stage::Stands);
+        delivery.saw(&Found::Cleared, false);
+        let gone = Refusal::Gone(EMPTY.to_owned());
+        assert_eq!(*delivery.stage(), Stage::Refused(gone));
     }
 
     #[test]

@@ -101,6 +101,8 @@ pub struct Published {
     pub refused: usize,
     /// So many there are.
     pub of: usize,
+    /// Whether somebody else has published all of them, so that nothing is to be said of it.
+    pub by_others: bool,
 }
 
 impl Published {
@@ -154,6 +156,8 @@ pub struct Run {
     /// connection on something, to find out on what.
     window: usize,
     accepted_any: bool,
+    /// See [`Run::picked_up`].
+    picked_up: bool,
 }
 
 impl Run {
@@ -161,10 +165,29 @@ impl Run {
     /// from junk.
     #[must_use]
     pub fn new(deployments: Vec<Signed>, trusted: TrustedKeys, wait: Option<Wait>) -> Self {
+        Self::with(deployments, trusted, wait, &Delivery::default())
+    }
+
+    /// The same for deployments that are on their topics already, whoever published them: they are followed, and
+    /// nothing is published.
+    #[must_use]
+    pub fn picked_up(deployments: Vec<Signed>, trusted: TrustedKeys, wait: Wait) -> Self {
+        Self {
+            picked_up: true,
+            ..Self::with(deployments, trusted, Some(wait), &Delivery::picked_up())
+        }
+    }
+
+    fn with(
+        deployments: Vec<Signed>,
+        trusted: TrustedKeys,
+        wait: Option<Wait>,
+        delivery: &Delivery,
+    ) -> Self {
         let members: Vec<Member> = deployments
             .into_iter()
             .map(|signed| Member {
-                delivery: Delivery::default(),
+                delivery: delivery.clone(),
                 watch: Watch::new(signed.order, signed.digest.clone(), signed.expires)
                     .that_holds(signed.holds),
                 unreadable: false,
@@ -191,6 +214,7 @@ impl Run {
             quiet_since: Duration::ZERO,
             window: WINDOW,
             accepted_any: false,
+            picked_up: false,
         }
     }
 
@@ -264,6 +288,9 @@ impl Run {
         }
         if let Some(status) = &seen.status {
             watch.saw_status(status, Duration::ZERO);
+        }
+        if let Some(history) = &seen.history {
+            watch.saw_history(history);
         }
     }
 
@@ -433,6 +460,7 @@ impl Run {
             there: there.len(),
             refused: refused.len(),
             of: self.begun().count(),
+            by_others: self.picked_up,
         }
     }
 

@@ -1,20 +1,10 @@
 //! What is signed of what closures hold, as far as it shows without a broker.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 
 use crate::folder::{Folder, PATH, text};
 
 impl Folder {
-    /// Puts a program of this name where `hoist` finds it.
-    fn program(&self, name: &str, script: &str) {
-        let folder = self.path().join("bin");
-        fs::create_dir_all(&folder).unwrap();
-        let path = folder.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
     /// What `hoist deploy` says on stderr when it exits with 1, with only these programs to be found.
     fn deploy(&self, args: &[&str]) -> String {
         let output = self

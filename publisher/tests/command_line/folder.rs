@@ -1,6 +1,8 @@
 //! A folder with everything that `hoist` needs but a broker.
 
+use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -61,6 +63,15 @@ impl Folder {
     pub(crate) fn write(&self, name: &str, text: &str) {
         let path = Utf8PathBuf::from_path_buf(self.path().join(name)).unwrap();
         write_private(&path, text.as_bytes(), Overwrite::Yes).unwrap();
+    }
+
+    /// Puts a program of this name where `hoist` finds it.
+    pub(crate) fn program(&self, name: &str, script: &str) {
+        let folder = self.path().join("bin");
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {

@@ -5,3 +5,4 @@ mod activation;
 mod digests;
 mod folder;
 mod settings;
+mod terminal;

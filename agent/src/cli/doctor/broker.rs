@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
+use hoist_certs::doctor::Finding;
 use hoist_certs::mqtt::diagnose;
 use hoist_protocol::{BrokerUrl, Channel};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
 use super::Agent;
-use super::finding::Finding;
 use crate::config::Settings;
 use crate::control::Connection;
 use crate::mqtt::{Link, LinkEvent, Payload, Receipt, Target};

@@ -4,11 +4,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use camino::Utf8Path;
+use hoist_certs::doctor::Finding;
 use hoist_certs::program::now;
 use rustix::fs::{Access, access, statvfs};
 
 use super::super::show::{bytes, one_line};
-use super::finding::Finding;
 use crate::config::Place;
 use crate::control::socket_path;
 use crate::runtime::Discipline;
@@ -244,8 +244,8 @@ fn room(folder: &Utf8Path, check: &'static str, wanted: u64) -> Option<Finding> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Verdict;
     use super::*;
+    use hoist_certs::doctor::Verdict;
 
     fn folder() -> (tempfile::TempDir, camino::Utf8PathBuf) {
         let dir = tempfile::tempdir().unwrap();

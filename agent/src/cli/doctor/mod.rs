@@ -3,20 +3,19 @@
 //! Everything is tried as the agent would do it, within seconds, and nothing is changed.
 
 mod broker;
-mod credentials;
-mod finding;
 mod machine;
 mod nix;
 mod source;
 
 use camino::Utf8Path;
+use hoist_certs::Role;
+use hoist_certs::doctor::{Finding, Findings, Verdict, Wanted};
 use hoist_certs::program::{now, report};
 
 use super::exit::Exit;
-use super::show::{Screen, print};
+use super::show::{Screen, Tone, print};
 use crate::config::{CONFIG, Place, PlaceFlags, Settings, SettingsError};
 use crate::control::{Answer, Ask, Client, ClientError, Connection};
-use finding::{Finding, Findings};
 
 /// The arguments.
 #[derive(clap::Args)]
@@ -44,7 +43,7 @@ pub(super) async fn run(args: DoctorArgs) -> anyhow::Result<Exit> {
     let findings = look(&args.place).await;
     let text = match args.json {
         true => findings.to_json() + "\n",
-        false => findings.to_text(Screen::stdout()),
+        false => findings.to_text(paint),
     };
     print(&text)?;
     Ok(match findings.are_good() {
@@ -52,6 +51,21 @@ pub(super) async fn run(args: DoctorArgs) -> anyhow::Result<Exit> {
         false => Exit::Error,
     })
 }
+
+fn paint(verdict: Verdict, word: &str) -> String {
+    let tone = match verdict {
+        Verdict::Ok => Tone::Good,
+        Verdict::Note => Tone::Mild,
+        Verdict::Wrong => Tone::Bad,
+    };
+    Screen::stdout().paint(tone, word)
+}
+
+/// Whose credentials an agent needs.
+const OURS: Wanted = Wanted {
+    roles: &[Role::Agent],
+    advice: "an agent needs its own: `hoist-certs issue agent NAME`",
+};
 
 async fn look(flags: &PlaceFlags) -> Findings {
     let mut findings = Findings::default();
@@ -76,7 +90,8 @@ async fn look(flags: &PlaceFlags) -> Findings {
     let settings = settings.ok();
     findings.add(running(&agent));
     if let Some(credentials) = &place.credentials {
-        findings.extend(credentials::look(credentials, now()));
+        let credentials = source::behind(credentials);
+        findings.extend(hoist_certs::doctor::credentials(&credentials, OURS, now()));
     }
     let (clock, connection, (nix, caches)) = tokio::join!(
         machine::clock(),

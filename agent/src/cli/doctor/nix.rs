@@ -4,13 +4,12 @@ use std::ffi::OsString;
 use std::process::Stdio;
 use std::time::Duration;
 
+use hoist_certs::doctor::Finding;
 use hoist_protocol::Text;
 use serde::Deserialize;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-
-use super::finding::Finding;
 
 /// How long each call of Nix may take: far longer than it does even on a machine that is busy.
 const ANSWER: Duration = Duration::from_secs(30);

@@ -4,10 +4,8 @@
 use std::process::{Command, Stdio};
 
 use camino::{Utf8Path, Utf8PathBuf};
+use hoist_certs::doctor::UNIT_CREDENTIALS;
 use hoist_certs::{Credentials, Pem};
-
-/// Where systemd puts the credentials of a unit while it runs, each as `<unit>/<name>`.
-pub(super) const UNIT_CREDENTIALS: &str = "/run/credentials/";
 
 /// The same credentials; those of a unit that does not run are where its `LoadCredential` has them from.
 pub(super) fn behind(credentials: &Credentials) -> Credentials {

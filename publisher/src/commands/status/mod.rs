@@ -1,6 +1,7 @@
 //! `hoist status`: where machines stand, by their own word.
 
 mod details;
+mod watch;
 
 use std::time::Duration;
 
@@ -15,11 +16,10 @@ use super::{CommandError, look, unknown_machine};
 use crate::console::table::{Page, Tone, render};
 use crate::console::{fetched, one_line, print};
 use crate::drive::Interrupts;
-use crate::duration;
 use crate::flags::SelectionArgs;
 use crate::link::Link;
 use crate::outcome::Exit;
-use crate::report::SCHEMA;
+use crate::report::{SCHEMA, document};
 use crate::said;
 use crate::select::{Condition, Selection, Selector};
 use crate::settings::{Caller, Flags, Settings, process_environment};
@@ -38,8 +38,11 @@ pub struct StatusArgs {
     /// Only machines whose newest deployment did not end well
     #[arg(long, help_heading = "Selection")]
     pub failed: bool,
-    /// Write JSON: {"schema": 1, "fleet": …, "machines": [{"agent", "presence", "status": what the machine
-    /// itself last said, as it is on its `status` topic}]}
+    /// Go on and show what changes, until interrupted: on a terminal in place, elsewhere a line for each change
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Write JSON: {"schema": 1, "command": "status", "fleet": …, "machines": [{"agent", "presence", "status": what the
+    /// machine itself last said, as it is on its `status` topic, "unreadable"}]}; with --watch one of these machines a line
     #[arg(long)]
     pub json: bool,
 }
@@ -62,6 +65,9 @@ pub async fn run(args: &StatusArgs, flags: Flags) -> Result<Exit, CommandError> 
         conditions: args.selection.conditions.clone(),
         heard_within: None,
     };
+    if args.watch {
+        return watch::run(args, &caller, &selection).await;
+    }
     let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
     let mut snapshot = tokio::select! {
         snapshot = gather(&caller, &selection) => snapshot?,
@@ -118,20 +124,19 @@ fn table(snapshot: &Snapshot, now: Timestamp, page: Page) -> String {
         .iter()
         .map(|(agent, seen)| row(agent, seen, now))
         .collect();
-    render(
-        page,
-        &[
-            "MACHINE",
-            "STATE",
-            "RUNS",
-            "UPDATED",
-            "ONLINE",
-            "DEPLOYMENT",
-            "MESSAGE",
-        ],
-        rows,
-    )
+    render(page, &HEADER, rows)
 }
+
+/// The columns of [`row`].
+const HEADER: [&str; 7] = [
+    "MACHINE",
+    "STATE",
+    "RUNS",
+    "UPDATED",
+    "ONLINE",
+    "DEPLOYMENT",
+    "MESSAGE",
+];
 
 fn row(agent: &AgentName, seen: &Seen, now: Timestamp) -> Vec<(String, Tone)> {
     let plain = |text: String| (text, Tone::Plain);
@@ -161,16 +166,9 @@ fn row(agent: &AgentName, seen: &Seen, now: Timestamp) -> Vec<(String, Tone)> {
         Some(percent) if !status.state.is_final() => format!("{words} {percent} %"),
         _ => words,
     };
-    let tone = match status.state {
-        State::Idle => Tone::Plain,
-        state if state.is_good() => Tone::Good,
-        State::Superseded | State::Expired | State::Cancelled => Tone::Mild,
-        state if state.is_final() => Tone::Bad,
-        _ => Tone::Mild,
-    };
     vec![
         plain(agent.to_string()),
-        (state, tone),
+        (state, Tone::of(status.state)),
         plain(
             status
                 .current_path
@@ -217,13 +215,8 @@ fn message(status: &Status) -> String {
 
 /// How old the machine's word is. That of one that is offline is old for a known reason.
 fn age(at: Timestamp, presence: Option<Presence>, now: Timestamp) -> (String, Tone) {
-    let age = now.since(at);
-    // Sub-second ages are only noise.
-    let text = match age.as_secs() {
-        0 => "now".to_owned(),
-        _ => format!("{} ago", duration::show(age)),
-    };
-    if age >= STALE && presence != Some(Presence::Offline) {
+    let text = said::ago(at, now);
+    if now.since(at) >= STALE && presence != Some(Presence::Offline) {
         (format!("{text} (stale)"), Tone::Bad)
     } else {
         (text, Tone::Plain)
@@ -236,20 +229,24 @@ pub(super) fn short_path(path: &StorePath) -> String {
 }
 
 fn json(fleet: &FleetName, snapshot: &Snapshot) -> String {
-    let machines: Vec<serde_json::Value> = snapshot
-        .machines()
-        .iter()
-        .map(|(agent, seen)| {
-            serde_json::json!({
-                "agent": agent,
-                "presence": seen.presence.map(Presence::as_str),
-                "status": seen.status.as_ref().map(as_reported),
-                "unreadable": seen.unreadable.as_ref().map(|(channel, error)| format!("{channel}: {error}")),
-            })
-        })
-        .collect();
-    let document = serde_json::json!({ "schema": SCHEMA, "fleet": fleet, "machines": machines });
-    serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
+    let machines = snapshot.machines().iter();
+    let machines: Vec<serde_json::Value> =
+        machines.map(|(agent, seen)| entry(agent, seen)).collect();
+    document(&serde_json::json!({
+        "schema": SCHEMA,
+        "command": "status",
+        "fleet": fleet,
+        "machines": machines,
+    }))
+}
+
+fn entry(agent: &AgentName, seen: &Seen) -> serde_json::Value {
+    serde_json::json!({
+        "agent": agent,
+        "presence": seen.presence.map(Presence::as_str),
+        "status": seen.status.as_ref().map(as_reported),
+        "unreadable": seen.unreadable.as_ref().map(|(channel, error)| format!("{channel}: {error}")),
+    })
 }
 
 /// The status with all that it has on its topic.
@@ -356,6 +353,7 @@ mod tests {
         let json: serde_json::Value =
             serde_json::from_str(&json(&machine("web-1").fleet, &snapshot)).unwrap();
         assert_eq!(json["schema"], 1);
+        crate::manual::assert_names("status", &json);
         assert_eq!(json["machines"][0]["presence"], "online");
         let status = &json["machines"][0]["status"];
         assert_eq!(status["state"], "succeeded");

@@ -1,13 +1,17 @@
-//! What was found.
+//! What a program finds when it looks for what keeps it from its work: a line for each thing that was looked at, and
+//! what to do where something is wrong.
 
+mod credentials;
+
+use hoist_protocol::Text;
 use serde::Serialize;
 
-use super::super::show::{Screen, Tone, one_line};
+pub use credentials::{UNIT_CREDENTIALS, Wanted, credentials, is_private};
 
 /// What is to be made of a finding.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Verdict {
+pub enum Verdict {
     /// All is well.
     Ok,
     /// To know; nothing is wrong.
@@ -18,7 +22,7 @@ pub(super) enum Verdict {
 
 /// One line of the report.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub(super) struct Finding {
+pub struct Finding {
     /// What was looked at.
     check: &'static str,
     verdict: Verdict,
@@ -40,40 +44,45 @@ impl Finding {
     }
 
     /// All is well.
-    pub(super) fn ok(check: &'static str, message: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn ok(check: &'static str, message: impl Into<String>) -> Self {
         Self::new(check, Verdict::Ok, message)
     }
 
     /// To know.
-    pub(super) fn note(check: &'static str, message: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn note(check: &'static str, message: impl Into<String>) -> Self {
         Self::new(check, Verdict::Note, message)
     }
 
     /// Something has to be done.
-    pub(super) fn wrong(check: &'static str, message: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn wrong(check: &'static str, message: impl Into<String>) -> Self {
         Self::new(check, Verdict::Wrong, message)
     }
 
     /// What to do.
-    pub(super) fn advice(mut self, advice: impl Into<String>) -> Self {
+    #[must_use]
+    pub fn advice(mut self, advice: impl Into<String>) -> Self {
         self.advice = Some(one_line(&advice.into()));
         self
     }
 
     /// Whether nothing has to be done.
-    pub(super) fn is_fine(&self) -> bool {
+    #[must_use]
+    pub fn is_fine(&self) -> bool {
         self.verdict != Verdict::Wrong
     }
 
     /// What is to be made of it.
-    #[cfg(test)]
-    pub(super) const fn verdict(&self) -> Verdict {
+    #[must_use]
+    pub const fn verdict(&self) -> Verdict {
         self.verdict
     }
 
     /// What was found.
-    #[cfg(test)]
-    pub(super) fn message(&self) -> &str {
+    #[must_use]
+    pub fn message(&self) -> &str {
         &self.message
     }
 }
@@ -81,41 +90,44 @@ impl Finding {
 /// The report.
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(transparent)]
-pub(super) struct Findings(Vec<Finding>);
+pub struct Findings(Vec<Finding>);
 
 impl Findings {
     /// One more.
-    pub(super) fn add(&mut self, finding: Finding) {
+    pub fn add(&mut self, finding: Finding) {
         self.0.push(finding);
     }
 
     /// Some more.
-    pub(super) fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
+    pub fn extend(&mut self, findings: impl IntoIterator<Item = Finding>) {
         self.0.extend(findings);
     }
 
     /// Whether nothing has to be done.
-    pub(super) fn are_good(&self) -> bool {
+    #[must_use]
+    pub fn are_good(&self) -> bool {
         self.0.iter().all(Finding::is_fine)
     }
 
     /// For programs.
-    pub(super) fn to_json(&self) -> String {
+    #[must_use]
+    pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("plain data always has a JSON form")
     }
 
-    /// For people: a line each, and below it what to do.
-    pub(super) fn to_text(&self, screen: Screen) -> String {
+    /// For people: a line each, and below it what to do. `paint` colours the word of a verdict where that may be.
+    #[must_use]
+    pub fn to_text(&self, paint: impl Fn(Verdict, &str) -> String) -> String {
         let width = self.0.iter().map(|finding| finding.check.len()).max();
         let width = width.unwrap_or(0);
         let mut text = String::new();
         for finding in &self.0 {
-            let (word, tone) = match finding.verdict {
-                Verdict::Ok => ("ok   ", Tone::Good),
-                Verdict::Note => ("note ", Tone::Mild),
-                Verdict::Wrong => ("WRONG", Tone::Bad),
+            let word = match finding.verdict {
+                Verdict::Ok => "ok   ",
+                Verdict::Note => "note ",
+                Verdict::Wrong => "WRONG",
             };
-            let word = screen.paint(tone, word);
+            let word = paint(finding.verdict, word);
             text += &format!("{word}  {:<width$}  {}\n", finding.check, finding.message);
             if let Some(advice) = &finding.advice {
                 text += &format!("{:7}{:<width$}  → {advice}\n", "", "");
@@ -123,6 +135,11 @@ impl Findings {
         }
         text
     }
+}
+
+/// Text of others on one line.
+fn one_line(text: &str) -> String {
+    Text::<1024>::lossy(&text.replace(['\n', '\t'], " ")).to_string()
 }
 
 #[cfg(test)]
@@ -139,7 +156,7 @@ mod tests {
     #[test]
     fn each_check_is_a_line_and_what_is_wrong_says_what_to_do() {
         assert_eq!(
-            findings().to_text(Screen::PLAIN),
+            findings().to_text(|_, word| word.to_owned()),
             "ok     nix          2.8\n\
              WRONG  certificate  it has \u{fffd}[2Jexpired\n\
              \x20                   → renew it\n"

@@ -1,26 +1,38 @@
-//! The three files with which the machine proves who it is.
+//! The three files with which somebody proves who they are.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use camino::Utf8Path;
-use hoist_certs::files::read_limited;
-use hoist_certs::inspect::{Found, inspect};
-use hoist_certs::{CertificateInfo, Credentials, ENDS_SOON, Pem, Role};
 use hoist_protocol::Timestamp;
 
-use super::finding::Finding;
-use super::source::{self, UNIT_CREDENTIALS};
+use super::Finding;
+use crate::files::read_limited;
+use crate::inspect::{Found, inspect};
+use crate::program::{report, show_duration};
+use crate::{CertificateInfo, Credentials, ENDS_SOON, Pem, Role};
+
+/// Where systemd puts the credentials of a unit while it runs, each as `<unit>/<name>`.
+pub const UNIT_CREDENTIALS: &str = "/run/credentials/";
 
 /// Larger than any file of certificates.
 const MAX_LEN: usize = 256 * 1024;
 
+/// Whose credentials they are to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// One of these roles.
+    pub roles: &'static [Role],
+    /// What to do about a certificate of another role.
+    pub advice: &'static str,
+}
+
 /// Looks at each file, and then at the three together.
-pub(super) fn look(credentials: &Credentials, now: Timestamp) -> Vec<Finding> {
-    let credentials = &source::behind(credentials);
+#[must_use]
+pub fn credentials(credentials: &Credentials, wanted: Wanted, now: Timestamp) -> Vec<Finding> {
     let mut findings = vec![
         authority(&credentials.ca, now),
-        certificate(&credentials.certificate, now),
+        certificate(&credentials.certificate, wanted, now),
         key(&credentials.key),
     ];
     if findings.iter().all(Finding::is_fine) {
@@ -54,7 +66,7 @@ fn authority(ca: &Pem, now: Timestamp) -> Finding {
     }
 }
 
-fn certificate(certificate: &Pem, now: Timestamp) -> Finding {
+fn certificate(certificate: &Pem, wanted: Wanted, now: Timestamp) -> Finding {
     let infos = match certificates("certificate", certificate) {
         Ok(infos) => infos,
         Err(finding) => return finding,
@@ -63,9 +75,10 @@ fn certificate(certificate: &Pem, now: Timestamp) -> Finding {
         return Finding::wrong("certificate", format!("{certificate} holds no certificate"));
     };
     match &info.identity {
-        Ok(identity) if identity.role() == Role::Agent => {
+        Ok(identity) if wanted.roles.contains(&identity.role()) => {
             let renew = format!(
-                "issue a new one: `hoist-certs issue agent {} --force`",
+                "issue a new one: `hoist-certs issue {} {} --force`",
+                identity.role(),
                 identity.name()
             );
             in_time("certificate", info, now, &renew)
@@ -78,12 +91,12 @@ fn certificate(certificate: &Pem, now: Timestamp) -> Finding {
                 identity.name()
             ),
         )
-        .advice("an agent needs its own: `hoist-certs issue agent NAME`"),
+        .advice(wanted.advice),
         Err(error) => Finding::wrong(
             "certificate",
             format!("{certificate} is nobody's of a fleet: {error}"),
         )
-        .advice("an agent needs its own: `hoist-certs issue agent NAME`"),
+        .advice(wanted.advice),
     }
 }
 
@@ -109,7 +122,7 @@ fn in_time(check: &'static str, info: &CertificateInfo, now: Timestamp, renew: &
         .advice(renew);
     }
     let left = end.since(now);
-    let text = format!("{whose}, {} left", super::super::show::duration(left));
+    let text = format!("{whose}, {} left", show_duration(left));
     if left < ENDS_SOON {
         return Finding::note(check, text).advice(renew);
     }
@@ -119,8 +132,15 @@ fn in_time(check: &'static str, info: &CertificateInfo, now: Timestamp, renew: &
 fn key(key: &Pem) -> Finding {
     let file = match key {
         Pem::Inline(_) => {
-            return Finding::note("key", "it is written into the configuration")
-                .advice("give it a file of its own that only the agent's user can read");
+            return match found("key", key) {
+                Ok(found) if matches!(found[..], [Found::PrivateKey { .. }]) => {
+                    Finding::note("key", "it is given as text, not as a file").advice(
+                        "a file of its own that only its user can read is better, but in CI",
+                    )
+                }
+                Ok(_) => Finding::wrong("key", "the text that is given is no private key"),
+                Err(finding) => finding,
+            };
         }
         Pem::File(path) => path,
     };
@@ -132,21 +152,27 @@ fn key(key: &Pem) -> Finding {
         }
         Err(finding) => return finding,
     }
+    is_private("key", file)
+}
+
+/// That a file with a secret is its owner's alone.
+#[must_use]
+pub fn is_private(check: &'static str, file: &Utf8Path) -> Finding {
     if file.starts_with("/nix/store") {
         return Finding::wrong(
-            "key",
+            check,
             format!("{file} lies in the Nix store, where everybody can read it"),
         )
         .advice("issue a new one, and keep it outside of the store");
     }
     match fs::metadata(file) {
-        Err(error) => unreadable("key", file, &error.to_string()),
+        Err(error) => unreadable(check, file, &error.to_string()),
         Ok(metadata) => {
             let mode = metadata.permissions().mode() & 0o777;
             // Who owns systemd's credentials cannot be helped, and nobody else can get there.
             if mode & 0o077 != 0 && !file.starts_with(UNIT_CREDENTIALS) {
                 return Finding::wrong(
-                    "key",
+                    check,
                     format!("others than its owner can get at {file}: its mode is {mode:04o}"),
                 )
                 .advice(format!(
@@ -155,9 +181,9 @@ fn key(key: &Pem) -> Finding {
             }
             let us = rustix::process::geteuid();
             if metadata.uid() != us.as_raw() && !us.is_root() {
-                return Finding::note("key", format!("{file} belongs to another user"));
+                return Finding::note(check, format!("{file} belongs to another user"));
             }
-            Finding::ok("key", format!("{file}, for its owner alone"))
+            Finding::ok(check, format!("{file}, for its owner alone"))
         }
     }
 }
@@ -168,7 +194,7 @@ fn together(credentials: &Credentials) -> Vec<Finding> {
         Ok(tls) => tls,
         Err(error) => {
             return vec![
-                Finding::wrong("credentials", crate::job::chain(&error))
+                Finding::wrong("credentials", report(&error.into()))
                     .advice("take ca.pem, certificate and key from one folder of `hoist-certs`"),
             ];
         }
@@ -201,12 +227,12 @@ fn found(check: &'static str, pem: &Pem) -> Result<Vec<Found>, Finding> {
     let bytes = match pem {
         Pem::Inline(text) => text.as_bytes().to_vec().into(),
         Pem::File(path) => read_limited(path, MAX_LEN)
-            .map_err(|error| unreadable(check, path, &crate::job::chain(&error)))?,
+            .map_err(|error| unreadable(check, path, &report(&error.into())))?,
     };
     inspect(&bytes).map_err(|error| {
         Finding::wrong(
             check,
-            format!("{pem} cannot be used: {}", crate::job::chain(&error)),
+            format!("{pem} cannot be used: {}", report(&error.into())),
         )
         .advice("take the file that `hoist-certs` wrote")
     })
@@ -214,10 +240,9 @@ fn found(check: &'static str, pem: &Pem) -> Result<Vec<Found>, Finding> {
 
 fn unreadable(check: &'static str, path: &Utf8Path, why: &str) -> Finding {
     let advice = if path.starts_with(UNIT_CREDENTIALS) {
-        "systemd has it there while the agent's unit runs, for root and the agent alone: start the unit, or run this \
-         as root"
+        "systemd has it there while the unit runs, for root and the unit alone: start the unit, or run this as root"
     } else {
-        "is it there, and may this user read it? Run this as the agent's user, or as root"
+        "is it there, and may this user read it?"
     };
     Finding::wrong(check, why).advice(advice)
 }
@@ -225,11 +250,20 @@ fn unreadable(check: &'static str, path: &Utf8Path, why: &str) -> Finding {
 #[cfg(test)]
 mod tests {
     use camino::Utf8PathBuf;
-    use hoist_certs::authority::{Authority, days};
     use hoist_protocol::{AgentName, FleetName};
 
-    use super::super::finding::Verdict;
+    use super::super::Verdict;
     use super::*;
+    use crate::authority::{Authority, days};
+
+    const WANTED: Wanted = Wanted {
+        roles: &[Role::Agent],
+        advice: "an agent needs its own",
+    };
+
+    fn look(credentials: &Credentials, now: Timestamp) -> Vec<Finding> {
+        super::credentials(credentials, WANTED, now)
+    }
 
     struct Files {
         _dir: tempfile::TempDir,
@@ -265,7 +299,7 @@ mod tests {
     }
 
     fn now() -> Timestamp {
-        hoist_certs::program::now()
+        crate::program::now()
     }
 
     #[test]
@@ -280,13 +314,17 @@ mod tests {
     fn an_expired_certificate_is_found_and_one_that_ends_soon_is_noted() {
         let ca = authority();
         let files = files(&ca, &ca, Role::Agent);
-        let at = |n| certificate(&files.credentials.certificate, now().plus(days(n)));
+        let at = |n| certificate(&files.credentials.certificate, WANTED, now().plus(days(n)));
         assert_eq!(at(50).verdict(), Verdict::Ok);
         assert_eq!(at(90).verdict(), Verdict::Note);
         let late = at(101);
         assert_eq!(late.verdict(), Verdict::Wrong);
         assert!(late.message().contains("expired"), "{late:?}");
-        let early = certificate(&files.credentials.certificate, Timestamp::from_ms(0));
+        let early = certificate(
+            &files.credentials.certificate,
+            WANTED,
+            Timestamp::from_ms(0),
+        );
         assert!(early.message().contains("not valid before"), "{early:?}");
     }
 
@@ -303,7 +341,7 @@ mod tests {
     fn another_roles_certificate_is_found() {
         let ca = authority();
         let files = files(&ca, &ca, Role::Publisher);
-        let finding = certificate(&files.credentials.certificate, now());
+        let finding = certificate(&files.credentials.certificate, WANTED, now());
         assert_eq!(finding.verdict(), Verdict::Wrong);
         assert!(finding.message().contains("publisher web-1"), "{finding:?}");
     }
