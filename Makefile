@@ -36,9 +36,9 @@ nix-test: ## Parse and evaluate flake, packages and modules
 	@for file in flake.nix $$(find nix -name '*.nix'); do nix-instantiate --parse $$file > /dev/null || exit 1; done
 	nix-instantiate --store dummy:// --eval --strict nix/tests
 
-bench: setup ## Measure against mosquitto and print the tables (optimised build; takes minutes)
+bench: setup ## Measure against mosquitto and print the tables (optimised build; BENCH='--only curve': 1,000 to 50,000 agents)
 	$(CARGO) build --release --workspace --locked
-	@$(CARGO) run --quiet --release --locked --package hoist-tests --bin hoist-bench
+	@$(CARGO) run --quiet --release --locked --package hoist-tests --bin hoist-bench -- $(BENCH)
 
 soak: setup ## Deploy 1,000 times with things going wrong; kill the broker 100 times, connect 25,000 times
 	$(CARGO) build --workspace --locked

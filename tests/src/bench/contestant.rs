@@ -19,6 +19,8 @@ use crate::world::{FLEET, Site};
 pub(super) enum Contestant {
     /// Acknowledges what is on disk, and checks every deployment's signature.
     Hoist,
+    /// The same without trusted keys: what mosquitto does, and the disk.
+    HoistUnchecked,
     /// mosquitto, writing all that it retains to disk at every change: as near to durable as it gets.
     MosquittoSaving,
     /// mosquitto with persistence as it is by default: saved every 30 minutes.
@@ -29,6 +31,7 @@ impl fmt::Display for Contestant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Hoist => "hoist-broker",
+            Self::HoistUnchecked => "no trusted_keys",
             Self::MosquittoSaving => "mosquitto, saving",
             Self::MosquittoDefault => "mosquitto",
         })
@@ -74,14 +77,26 @@ impl Running {
 }
 
 impl Contestant {
-    pub(super) const ALL: [Self; 3] = [Self::Hoist, Self::MosquittoSaving, Self::MosquittoDefault];
+    /// Ours first.
+    pub(super) const ALL: [Self; 4] = [
+        Self::Hoist,
+        Self::HoistUnchecked,
+        Self::MosquittoSaving,
+        Self::MosquittoDefault,
+    ];
+
+    /// Whether it is a broker of Hoist's.
+    pub(super) const fn is_ours(self) -> bool {
+        matches!(self, Self::Hoist | Self::HoistUnchecked)
+    }
 
     /// Starts it with an empty store.
     pub(super) fn start(self, site: &Site, load: &Load, round: u32) -> Result<Running> {
         let dir = site.dir().join(format!("{self:?}-{round}").to_lowercase());
         fs::create_dir_all(&dir)?;
         match self {
-            Self::Hoist => start_hoist(dir, site, load),
+            Self::Hoist => start_hoist(dir, site, load, true),
+            Self::HoistUnchecked => start_hoist(dir, site, load, false),
             Self::MosquittoSaving => start_mosquitto(
                 dir,
                 site,
@@ -99,14 +114,17 @@ const NO_LIMITS: &str = "max_connections = 100000\nmax_connections_per_address =
      connect_rate = \"100000/s burst 1000000\"\npublish_rate = \"1000000/s burst 1000000\"\n\
      byte_rate = \"1000000000/s burst 1000000000\"\n";
 
-fn start_hoist(dir: Utf8PathBuf, site: &Site, load: &Load) -> Result<Running> {
+fn start_hoist(dir: Utf8PathBuf, site: &Site, load: &Load, checks: bool) -> Result<Running> {
     let config = dir.join("broker.toml");
     let identity = load.broker_files().config();
-    let trusted = load.public_key().to_string();
+    let trusted = match checks {
+        true => format!("trusted_keys = [{:?}]\n", load.public_key().to_string()),
+        false => String::new(),
+    };
     fs::write(
         &config,
         format!(
-            "listen = \"127.0.0.1:0\"\nstate = {:?}\ntrusted_keys = [{trusted:?}]\n{NO_LIMITS}{identity}",
+            "listen = \"127.0.0.1:0\"\nstate = {:?}\n{trusted}{NO_LIMITS}{identity}",
             dir.join("state").as_str()
         ),
     )?;

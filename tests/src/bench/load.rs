@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -53,7 +55,10 @@ const STATUS_LEN: usize = 600;
 const OTHER_FILES: usize = 40;
 
 /// How long one broker's round may take before the run is given up.
-const PATIENCE: Duration = Duration::from_secs(300);
+const PATIENCE: Duration = Duration::from_secs(1800);
+
+/// How many agents connect from one address: it has 28,000 ports, and one that was used rests for a minute.
+const FROM_ONE_ADDRESS: usize = 10_000;
 
 /// What one broker did in one round.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +102,10 @@ pub(super) struct Load {
     broker: Identity,
     key: SigningKey,
     signing: Duration,
+    /// How many of the agents take part.
+    count: usize,
+    /// How many addresses agents have connected from: each time from others.
+    addresses: AtomicU32,
 }
 
 /// What an agent does when it has connected, and which version is retained for it.
@@ -159,12 +168,19 @@ impl Load {
             broker: write_broker(&authority, site)?,
             key,
             signing,
+            count,
+            addresses: AtomicU32::new(0),
         })
     }
 
-    /// How many agents there are.
-    pub(super) fn agents(&self) -> usize {
-        self.agents.len()
+    /// How many agents take part.
+    pub(super) const fn agents(&self) -> usize {
+        self.count
+    }
+
+    /// Lets only the first `count` agents take part, or all that there are.
+    pub(super) fn take_part(&mut self, count: usize) {
+        self.count = count.min(self.agents.len());
     }
 
     /// How many deployments are published alone.
@@ -202,7 +218,7 @@ impl Load {
 
     async fn measure_all(&self, port: u16, pid: Pid) -> Result<Measured> {
         let mut publisher = Publisher::connect(port, &self.publisher).await?;
-        let (alone, rest) = self.agents.split_at(self.published_alone());
+        let (alone, rest) = self.agents[..self.count].split_at(self.published_alone());
         let start = Instant::now();
         publisher.publish(alone, 0).await?;
         let publish = start.elapsed();
@@ -214,7 +230,7 @@ impl Load {
 
         let start = Instant::now();
         let (published, delivered) = tokio::join!(
-            publisher.publish(&self.agents, 1),
+            publisher.publish(&self.agents[..self.count], 1),
             fleet.wait_for(1, self.agents())
         );
         published?;
@@ -225,7 +241,7 @@ impl Load {
         let single = self.single(&mut publisher, &mut fleet).await?;
 
         drop(fleet);
-        publisher.publish(&self.agents, 2).await?;
+        publisher.publish(&self.agents[..self.count], 2).await?;
         settle(pid).await?;
         let rested = Usage::of(pid)?;
         let (storm, fleet) = self.connect(port, Arrival::Reporting(2)).await?;
@@ -322,14 +338,19 @@ impl Load {
             received,
             tasks: JoinSet::new(),
         };
+        let addresses = u32::try_from(self.agents().div_ceil(FROM_ONE_ADDRESS))?;
+        let first = self.addresses.fetch_add(addresses, Ordering::Relaxed);
         let start = Instant::now();
         for n in 0..self.agents() {
             let (agents, turns, sender) =
                 (Arc::clone(&self.agents), Arc::clone(&turns), sender.clone());
+            let address = first + u32::try_from(n / FROM_ONE_ADDRESS)?;
+            // 127.1.0.0 and what follows.
+            let from = Ipv4Addr::from_bits(0x7f01_0000 + address);
             fleet.tasks.spawn(async move {
                 let agent = &agents[n];
                 // Only ever an error: an agent goes on until it is stopped.
-                let ended = agent.run(port, arrival, &turns, &sender).await;
+                let ended = agent.run((from, port), arrival, &turns, &sender).await;
                 if let Err(error) = ended {
                     let error = error.context(format!("the agent {}", agent.name));
                     // Nobody listens any more when the round is over.
@@ -366,14 +387,14 @@ impl Load {
 impl Agent {
     async fn run(
         &self,
-        port: u16,
+        (from, port): (Ipv4Addr, u16),
         arrival: Arrival,
         turns: &Semaphore,
         received: &mpsc::UnboundedSender<Result<Received>>,
     ) -> Result<()> {
         let turn = turns.acquire().await?;
-        let mut connection =
-            Connection::open(port, Arc::clone(&self.tls), self.name.as_str()).await?;
+        let tls = Arc::clone(&self.tls);
+        let mut connection = Connection::open_from(from, port, tls, self.name.as_str()).await?;
         let early = connection.subscribe(&self.topic).await?;
         let first = match early {
             Some(publish) => publish,
@@ -597,7 +618,7 @@ fn deployment(
 }
 
 /// The broker's certificate as files, since that is how brokers read it.
-fn write_broker(authority: &Authority, site: &Site) -> Result<Identity> {
+pub(crate) fn write_broker(authority: &Authority, site: &Site) -> Result<Identity> {
     let dir = site.dir().join("certs");
     fs::create_dir_all(&dir)?;
     let hosts = ["127.0.0.1".parse()?];

@@ -1,5 +1,6 @@
 //! An MQTT client with as little between the broker and the clock as can be.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
@@ -9,7 +10,7 @@ use rumqttc::mqttbytes::{Error, QoS};
 use rumqttc::{ConnectReturnCode, SubscribeReasonCode};
 use rustls::ClientConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -20,7 +21,7 @@ const MAX_PACKET: usize = 64 * 1024;
 const KEEP_ALIVE: u16 = 600;
 
 /// A connection that the broker has accepted.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     stream: TlsStream<TcpStream>,
     received: BytesMut,
     outgoing: BytesMut,
@@ -28,8 +29,32 @@ pub(super) struct Connection {
 
 impl Connection {
     /// TCP, TLS, CONNECT and CONNACK.
-    pub(super) async fn open(port: u16, tls: Arc<ClientConfig>, id: &str) -> Result<Self> {
-        let tcp = TcpStream::connect(("127.0.0.1", port))
+    pub(crate) async fn open(port: u16, tls: Arc<ClientConfig>, id: &str) -> Result<Self> {
+        Self::open_from(Ipv4Addr::LOCALHOST, port, tls, id).await
+    }
+
+    /// The same from an address of the loopback network, each of which has as many ports as there are.
+    pub(super) async fn open_from(
+        address: Ipv4Addr,
+        port: u16,
+        tls: Arc<ClientConfig>,
+        id: &str,
+    ) -> Result<Self> {
+        Self::open_as((address, port), tls, Connect::new(id)).await
+    }
+
+    /// The same with a CONNECT that says more.
+    pub(crate) async fn open_as(
+        (address, port): (Ipv4Addr, u16),
+        tls: Arc<ClientConfig>,
+        mut connect: Connect,
+    ) -> Result<Self> {
+        let socket = TcpSocket::new_v4()?;
+        if address != Ipv4Addr::LOCALHOST {
+            socket.bind((address, 0).into())?;
+        }
+        let tcp = socket
+            .connect((Ipv4Addr::LOCALHOST, port).into())
             .await
             .context("cannot connect")?;
         tcp.set_nodelay(true)?;
@@ -42,7 +67,6 @@ impl Connection {
             received: BytesMut::new(),
             outgoing: BytesMut::new(),
         };
-        let mut connect = Connect::new(id);
         connect.keep_alive = KEEP_ALIVE;
         connection.queue(&Packet::Connect(connect))?;
         connection.flush().await?;
@@ -53,7 +77,7 @@ impl Connection {
     }
 
     /// Subscribes to one topic at QoS 1. What is retained there can come before the SUBACK, and is handed back.
-    pub(super) async fn subscribe(&mut self, topic: &str) -> Result<Option<Publish>> {
+    pub(crate) async fn subscribe(&mut self, topic: &str) -> Result<Option<Publish>> {
         let mut subscribe = Subscribe::new(topic, QoS::AtLeastOnce);
         subscribe.pkid = 1;
         self.queue(&Packet::Subscribe(subscribe))?;
@@ -74,19 +98,19 @@ impl Connection {
     }
 
     /// Puts a packet behind those that are not sent yet.
-    pub(super) fn queue(&mut self, packet: &Packet) -> Result<()> {
+    pub(crate) fn queue(&mut self, packet: &Packet) -> Result<()> {
         packet.write(&mut self.outgoing, MAX_PACKET)?;
         Ok(())
     }
 
     /// Sends what is queued.
-    pub(super) async fn flush(&mut self) -> Result<()> {
+    pub(crate) async fn flush(&mut self) -> Result<()> {
         self.stream.write_all_buf(&mut self.outgoing).await?;
         Ok(self.stream.flush().await?)
     }
 
     /// Acknowledges `publish`, if it asks for that.
-    pub(super) async fn acknowledge(&mut self, publish: &Publish) -> Result<()> {
+    pub(crate) async fn acknowledge(&mut self, publish: &Publish) -> Result<()> {
         if publish.qos == QoS::AtLeastOnce {
             self.queue(&Packet::PubAck(PubAck::new(publish.pkid)))?;
             self.flush().await?;
@@ -95,7 +119,7 @@ impl Connection {
     }
 
     /// The next packet.
-    pub(super) async fn receive(&mut self) -> Result<Packet> {
+    pub(crate) async fn receive(&mut self) -> Result<Packet> {
         loop {
             match Packet::read(&mut self.received, MAX_PACKET) {
                 Ok(packet) => return Ok(packet),
@@ -109,7 +133,7 @@ impl Connection {
     }
 
     /// Whether a whole packet has been received already; then [`Connection::receive`] does not wait.
-    pub(super) fn has_packet(&self) -> bool {
+    pub(crate) fn has_packet(&self) -> bool {
         let mut ahead = self.received.clone();
         !matches!(
             Packet::read(&mut ahead, MAX_PACKET),

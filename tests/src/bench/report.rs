@@ -149,10 +149,11 @@ pub(super) fn print_brokers(load: &Load, measured: &[(Contestant, Vec<Measured>)
         "## Broker\n\n\
          Median of {rounds} rounds (least to most), the brokers in turn, each started anew with an empty store on\n\
          127.0.0.1. All with the same CA and certificates, mutual TLS, access rules by certificate, QoS 1.\n\
-         {CONNECTING} agents connect at a time; a publisher has {IN_FLIGHT} publishes under way; a signed deployment has {} bytes.\n\
-         hoist-broker verifies every deployment's signature and acknowledges it when it is on disk; mosquitto has\n\
-         persistence on and acknowledges before it writes: with autosave_on_changes true and autosave_interval 1\n\
-         it writes all that it retains at every change (\"saving\"), by default every 30 minutes.\n\
+         {CONNECTING} agents connect at a time; a publisher has {IN_FLIGHT} publishes under way; a signed deployment has {} bytes\n\
+         and is signed before the clock runs. hoist-broker's limits of rates and connections are lifted.\n\
+         hoist-broker verifies every deployment's signature and acknowledges it when it is on disk; without trusted_keys\n\
+         it verifies nothing, as mosquitto does. mosquitto has persistence on and acknowledges before it writes, which it\n\
+         does every 30 minutes; \"saving\", with autosave_on_changes true and autosave_interval 1, at every change.\n\
          The load generator runs on the same {} cores as the broker.\n",
         load.deployment_size(),
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -163,9 +164,15 @@ pub(super) fn print_brokers(load: &Load, measured: &[(Contestant, Vec<Measured>)
             .iter()
             .map(|(contestant, _)| contestant.to_string()),
     );
-    let ours = &measured[0].1;
-    for (contestant, _) in &measured[1..] {
-        header.push(format!("ratio to {contestant}"));
+    let (ours, theirs): (Vec<_>, Vec<_>) = measured
+        .iter()
+        .partition(|(contestant, _)| contestant.is_ours());
+    let pairs = || {
+        let with = |one| theirs.iter().map(move |other| (one, *other));
+        ours.iter().flat_map(move |one| with(*one))
+    };
+    for ((one, _), (other, _)) in pairs() {
+        header.push(format!("{one} : {other}"));
     }
     let mut cells = vec![header];
     for (name, decimals, value) in rows(load) {
@@ -173,7 +180,7 @@ pub(super) fn print_brokers(load: &Load, measured: &[(Contestant, Vec<Measured>)
         for (_, results) in measured {
             row.push(Sample::new(results.iter().map(value)).shown(decimals));
         }
-        for (_, theirs) in &measured[1..] {
+        for ((_, ours), (_, theirs)) in pairs() {
             // Round by round: what disturbed the machine disturbed both.
             let ratios = ours
                 .iter()

@@ -20,7 +20,7 @@ fn as_other(world: &World, identity: &Identity, args: &[&str]) -> Result<Finishe
     process::run("hoist", command, world.site().logs())
 }
 
-fn json(finished: Finished) -> Result<Value> {
+fn json(finished: &Finished) -> Result<Value> {
     Ok(serde_json::from_str(&finished.stdout)?)
 }
 
@@ -49,7 +49,7 @@ fn history_and_diff_show_what_was_deployed_and_what_it_changed() {
             &["DEPLOYMENT", &first.short(), &second.short(), "succeeded"],
         );
         let history = json(
-            world
+            &world
                 .hoist(&["history", "web-1", "--json"])?
                 .expect_code(0)?,
         )?;
@@ -57,7 +57,7 @@ fn history_and_diff_show_what_was_deployed_and_what_it_changed() {
         assert_eq!(history["entries"][1]["id"], first.to_string());
         assert_eq!(history["under_way"], Value::Null);
 
-        let diff = json(world.hoist(&["diff", "web-1", "--json"])?.expect_code(0)?)?;
+        let diff = json(&world.hoist(&["diff", "web-1", "--json"])?.expect_code(0)?)?;
         assert_eq!(
             (&diff["from"]["path"], &diff["to"]["path"]),
             (&v1.as_str().into(), &v2.as_str().into())
@@ -90,7 +90,7 @@ fn what_was_published_and_left_alone_is_picked_up_again() {
         let done = world
             .hoist(&["deploy", spec.as_str(), "--async", "--json"])?
             .expect_code(0)?;
-        let rollout = json(done)?["rollout"]["id"]
+        let rollout = json(&done)?["rollout"]["id"]
             .as_str()
             .context("it has an id")?
             .to_owned();
@@ -103,7 +103,7 @@ fn what_was_published_and_left_alone_is_picked_up_again() {
             .expect_code(6)?;
         assert_says(&stopped.stdout, &["web-1", "timed out"]);
         gate.open()?;
-        let report = json(Finished::wait(all)?.expect_code(0)?)?;
+        let report = json(&Finished::wait(all)?.expect_code(0)?)?;
         let outcomes: Vec<_> = report["machines"]
             .as_array()
             .context("a list")?
@@ -149,7 +149,7 @@ fn a_machine_that_is_no_more_is_forgotten_and_one_that_is_online_is_not() {
 
         let done =
             as_other(world, &admin, &["forget", "web-1", "--yes", "--json"])?.expect_code(0)?;
-        let report = json(done)?;
+        let report = json(&done)?;
         assert_eq!(report["left"], serde_json::json!([]));
         assert!(report["cleared"].to_string().contains("deploy"), "{report}");
         let reader = world.client(admin, "root.read");
@@ -167,7 +167,7 @@ fn a_machine_that_is_no_more_is_forgotten_and_one_that_is_online_is_not() {
 fn the_doctor_and_whoami_say_who_we_are_and_what_is_wrong() {
     scenario(Options::default(), |world| {
         let _machine = world.running("web-1")?;
-        let who = json(world.hoist(&["whoami", "--json"])?.expect_code(0)?)?;
+        let who = json(&world.hoist(&["whoami", "--json"])?.expect_code(0)?)?;
         assert_eq!(
             (&who["role"], &who["reached"]),
             (&"publisher".into(), &true.into())
@@ -189,7 +189,7 @@ fn the_doctor_and_whoami_say_who_we_are_and_what_is_wrong() {
         let monitor = as_other(world, &identity, &["doctor"])?.expect_code(0)?;
         assert_says(&monitor.stdout, &["grafana"]);
         let agent = world.authority.issue("agent", "web-9", &[])?;
-        let findings = json(as_other(world, &agent, &["doctor", "--json"])?.expect_code(1)?)?;
+        let findings = json(&as_other(world, &agent, &["doctor", "--json"])?.expect_code(1)?)?;
         assert_eq!(findings["good"], false);
         assert_says(
             &findings.to_string(),
