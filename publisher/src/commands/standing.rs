@@ -23,7 +23,8 @@ pub(super) enum NotStanding {
     Nothing,
     /// Nobody known here signed it.
     #[error(
-        "what lies on its topic is not signed as is required here, so its target is not signed again ({0}); another          publisher's public key belongs into --trusted-key or `trusted_keys`"
+        "what lies on its topic is not signed as is required here, so its target is not signed again ({0}); another \
+         publisher's public key belongs into --trusted-key or `trusted_keys`"
     )]
     Untrusted(VerifyError),
     /// Its time is over.
@@ -33,7 +34,8 @@ pub(super) enum NotStanding {
     Expired(DeploymentId),
     /// The machine knows a newer one.
     #[error(
-        "it has seen a deployment that is newer than {0} on its topic, so the broker has lost that or holds it back;          deploy anew"
+        "it has seen a deployment that is newer than {0} on its topic, so the broker has lost that or holds it back; \
+         deploy anew"
     )]
     Behind(DeploymentId),
 }
