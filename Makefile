@@ -19,7 +19,7 @@ build: ## Build all programs for development
 	$(CARGO) build --workspace --locked
 
 demo: setup build ## Watch a fleet being deployed on this machine (KEEP=1 keeps its folder)
-	@$(CARGO) run --quiet --locked --package hoist-tests --bin hoist-demo
+	@$(CARGO) run --quiet --locked --bin hoist-demo
 
 test: setup lint nix-test build ## Formatting, clippy, unit, property, simulation and scenario tests
 	$(CARGO) test --workspace --locked --no-fail-fast
@@ -38,11 +38,11 @@ nix-test: ## Parse and evaluate flake, packages and modules
 
 bench: setup ## Measure against mosquitto and print the tables (optimised build; BENCH='--only curve': 1,000 to 50,000 agents)
 	$(CARGO) build --release --workspace --locked
-	@$(CARGO) run --quiet --release --locked --package hoist-tests --bin hoist-bench -- $(BENCH)
+	@$(CARGO) run --quiet --release --locked --bin hoist-bench -- $(BENCH)
 
 soak: setup ## Deploy 1,000 times with things going wrong; kill the broker 100 times, connect 25,000 times
 	$(CARGO) build --workspace --locked
-	@$(CARGO) run --quiet --locked --package hoist-tests --bin hoist-soak
+	@$(CARGO) run --quiet --locked --bin hoist-soak
 	HOIST_BROKER_KILLS=100 $(CARGO) test --locked --package hoist-broker --test broker -- killed_again
 	HOIST_BROKER_ROUNDS=1000 $(CARGO) test --locked --package hoist-broker --test broker -- --nocapture soak::
 
