@@ -259,12 +259,13 @@ pub async fn take(link: &mut Link, wanted: &Wanted<'_>) -> Result<Snapshot, Snap
     link.subscribe(Ticket::Everything, wanted.filters);
     loop {
         let until = quiet.map_or(latest, |(quiet_for, since): (Duration, Instant)| {
-            (since + quiet_for).min(latest)
+            let patience = if looked_again { AGAIN } else { quiet_for };
+            (since + patience).min(latest)
         });
         let Ok(event) = timeout_at(until, link.next()).await else {
             if quiet.is_some() && !looked_again && Instant::now() < latest {
                 looked_again = true;
-                quiet = Some((AGAIN, Instant::now()));
+                quiet = quiet.map(|(quiet_for, _)| (quiet_for, Instant::now()));
                 continue;
             }
             return match (quiet, lost) {
@@ -276,7 +277,7 @@ pub async fn take(link: &mut Link, wanted: &Wanted<'_>) -> Result<Snapshot, Snap
         match event? {
             Event::Message { topic, payload, .. } => {
                 snapshot.saw(&topic, &payload)?;
-                quiet = quiet.map(|(quiet_for, _)| (quiet_for.max(QUIET), Instant::now()));
+                quiet = quiet.map(|(quiet_for, _)| (quiet_for, Instant::now()));
                 looked_again = false;
             }
             Event::Granted(Ticket::Everything, denied) => {

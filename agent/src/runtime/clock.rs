@@ -216,7 +216,8 @@ impl WallClock {
         let is_told = self.discipline == Discipline::Free && boot >= SETTLED;
         is_told.then(|| {
             Text::lossy(
-                "nothing keeps this machine's clock right, and certificates and the expiry of deployments go by it:                  let NTP set it (timedatectl set-ntp true)",
+                "nothing keeps this machine's clock right, and certificates and the expiry of deployments go by it: \
+                 let NTP set it (timedatectl set-ntp true)",
             )
         })
     }

@@ -128,7 +128,7 @@ pub struct DeployArgs {
     #[arg(
         long,
         value_name = "ENVIRONMENT",
-        conflicts_with = "dry_run",
+        conflicts_with_all = ["dry_run", "prepare"],
         help_heading = "CI"
     )]
     pub github_deployment: Option<String>,

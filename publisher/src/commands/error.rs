@@ -44,6 +44,9 @@ pub enum CommandError {
         /// Which one.
         path: StorePath,
     },
+    /// A key or a command did not sign.
+    #[error("not everything could be signed, and nothing was published")]
+    Signer(#[source] PlanError),
     /// What the flags ask for makes no deployment.
     #[error("what the flags ask for cannot be deployed")]
     Plan(#[source] PlanError),
@@ -182,6 +185,18 @@ pub enum CommandError {
         /// How many machines have something of an unknown key.
         unknown: usize,
     },
+    /// All that there is to be waited for is signed by others.
+    #[error(
+        "nothing that is deployed to these machines is signed by a key that is known here ({machines} of them have \
+         what others signed, {agent} among them), so nothing is waited for: the public key of whoever deploys there \
+         belongs into --trusted-key or `trusted_keys`"
+    )]
+    SignedByOthers {
+        /// One of the machines.
+        agent: AgentName,
+        /// How many there are.
+        machines: usize,
+    },
     /// Nothing can be compared.
     #[error(transparent)]
     Diff(#[from] DiffError),
@@ -222,6 +237,7 @@ impl CommandError {
             | Self::NobodyToAsk
             | Self::To(_) => Exit::Usage,
             Self::Digests(_)
+            | Self::Signer(_)
             | Self::Flake(_)
             | Self::Write(..)
             | Self::NoDigest { .. }
@@ -230,6 +246,7 @@ impl CommandError {
             | Self::UnknownMachine { .. }
             | Self::NotInHistory { .. }
             | Self::NothingToWaitFor { .. }
+            | Self::SignedByOthers { .. }
             | Self::Prepared(_)
             | Self::Answer(_)
             | Self::Output(_)

@@ -33,8 +33,8 @@ with `hoist-certs revoke NAME`; until then it may connect, report itself, and be
 const CHANNELS: [Channel; 4] = [
     Channel::Deploy,
     Channel::Status,
-    Channel::Presence,
     Channel::History,
+    Channel::Presence,
 ];
 
 /// How long the broker may take to acknowledge what is cleared.
@@ -146,15 +146,14 @@ async fn forget(args: &ForgetArgs, caller: &Caller) -> Result<Forgotten, Command
     let Some(seen) = snapshot.machine(&args.agent).filter(|seen| holds_any(seen)) else {
         return Err(unknown_machine(&mut link, &caller.fleet, &args.agent).await);
     };
-    let was_online = seen.presence == Some(Presence::Online);
-    if was_online && args.force.is_none() {
-        return Err(ForgetError::Online(args.agent.clone()).into());
-    }
+    let mut was_online = is_online(args, seen)?;
     if !args.yes {
         link.close().await;
         ask(&question(&args.agent, seen)).await?;
-        // Somebody may have thought about it for long.
+        // Somebody may have thought about it for long, and the machine have come back meanwhile.
         link = Link::open(caller).await?;
+        let now = look(&mut link, &caller.fleet, agents, &[Channel::Presence]).await?;
+        was_online = (now.machine(&args.agent)).map_or(Ok(false), |seen| is_online(args, seen))?;
     }
     // Presence last: it is what a machine that is online writes first.
     let machine = Machine::new(caller.fleet.clone(), args.agent.clone());
@@ -167,6 +166,15 @@ async fn forget(args: &ForgetArgs, caller: &Caller) -> Result<Forgotten, Command
         cleared: held(seen),
         left,
     })
+}
+
+/// Whether it is connected, where that is no obstacle.
+fn is_online(args: &ForgetArgs, seen: &Seen) -> Result<bool, ForgetError> {
+    let is_online = seen.presence == Some(Presence::Online);
+    if is_online && args.force.is_none() {
+        return Err(ForgetError::Online(args.agent.clone()));
+    }
+    Ok(is_online)
 }
 
 /// The channels on which something is retained.

@@ -74,6 +74,9 @@ impl Choose for Hold {
             Held::UntilReleased | Held::No => "until it is released".to_owned(),
         };
         let said = format!("held {until}; then {}", standing.said());
-        Ok(Choice::Send(Box::new(standing.again(held)), said))
+        Ok(Choice::Send(
+            Box::new(standing.again(held, about.now)),
+            said,
+        ))
     }
 }

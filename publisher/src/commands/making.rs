@@ -7,11 +7,12 @@ use hoist_certs::program::now;
 use hoist_protocol::{AgentName, FORMAT, Machine, Presence, Rollout};
 use uuid::Uuid;
 
+use super::CommandError;
 use super::ending::NAMED;
 use super::rolling::Divided;
 use super::send::{Sending, new_id};
 use crate::already::Already;
-use crate::plan::{Signed, Wish};
+use crate::plan::{PlanError, Signed, Wish};
 use crate::report::{Closure, MachineReport};
 use crate::snapshot::{Seen, Snapshot};
 
@@ -33,7 +34,7 @@ impl Sending<'_> {
         &self,
         mut wishes: BTreeMap<AgentName, Wish>,
         snapshot: &Snapshot,
-    ) -> Made {
+    ) -> Result<Made, CommandError> {
         let orders = self.orders();
         let skipped = self.skip(&mut wishes, snapshot);
         let mut made = Made {
@@ -63,12 +64,15 @@ impl Sending<'_> {
             let closure = Closure::of(&wish.target);
             wish.rollout = (made.divided.as_ref())
                 .map(|divided| divided.part(&agent))
-                .or_else(|| self.picked_up_as().map(whole));
+                .or_else(|| self.picked_up_as().map(whole))
+                .or(wish.rollout);
             match orders.sign(machine, wish, known, new_id()).await {
                 Ok(signed) => {
                     made.closures.insert(agent, closure);
                     made.signed.push(signed);
                 }
+                // Whoever did not sign for one will not for another; a wrong PIN must not be tried a thousand times.
+                Err(error @ PlanError::Signer(..)) => return Err(CommandError::Signer(error)),
                 Err(error) => {
                     let message = hoist_certs::program::report(&error.into());
                     made.warnings.add(message.clone(), &agent);
@@ -77,7 +81,7 @@ impl Sending<'_> {
                 }
             }
         }
-        made
+        Ok(made)
     }
 
     /// Takes out of `wishes` what machines have already.

@@ -17,6 +17,7 @@ use crate::signed_file::SignedFile;
 pub(super) fn write(
     sending: &Sending<'_>,
     made: Made,
+    warnings: Vec<String>,
     file: &Utf8Path,
     console: &Console,
     took: std::time::Duration,
@@ -44,7 +45,6 @@ pub(super) fn write(
         .collect();
     machines.extend(made.unsigned);
     machines.extend(made.skipped);
-    let warnings = made.warnings.sentences();
     let fleet = sending.fleet().clone();
     let mut report = Report::new(sending.command(), fleet, machines, warnings, took);
     let exit = exit_of(&report.outcomes(), false);
@@ -65,5 +65,6 @@ pub(super) fn write(
             names.join(", ")
         ));
     }
+    sending.leave(console, &report);
     Ok(exit)
 }

@@ -56,6 +56,9 @@ impl Choose for Refresh {
             standing.parts().expires,
             standing.said()
         );
-        Ok(Choice::Send(Box::new(standing.again(held)), said))
+        Ok(Choice::Send(
+            Box::new(standing.again(held, about.now)),
+            said,
+        ))
     }
 }

@@ -57,6 +57,9 @@ impl Choose for Release {
             return Ok(Choice::Skip(why.to_owned()));
         }
         let said = format!("released; then {}", standing.said());
-        Ok(Choice::Send(Box::new(standing.again(Held::No)), said))
+        Ok(Choice::Send(
+            Box::new(standing.again(Held::No, about.now)),
+            said,
+        ))
     }
 }

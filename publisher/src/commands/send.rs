@@ -126,10 +126,6 @@ impl<'a> Sending<'a> {
             made,
             snapshot,
         } = prepared;
-        if let Some(file) = &self.deployment.prepare {
-            link.close().await;
-            return super::prepare::write(&self, made, file, &console, begin.elapsed());
-        }
         if !made.skipped.is_empty() {
             console.note(&made.said_of_skipped());
         } else if made.signed.is_empty() {
@@ -140,6 +136,7 @@ impl<'a> Sending<'a> {
         }
         match made.signed.len() {
             0 => {}
+            _ if self.deployment.prepare.is_some() => {}
             1 => self.log.section("Deploying to 1 machine"),
             machines => self
                 .log
@@ -152,6 +149,10 @@ impl<'a> Sending<'a> {
         warnings.extend(made.warnings.sentences());
         for warning in &warnings {
             console.warn(warning);
+        }
+        if let Some(file) = &self.deployment.prepare {
+            link.close().await;
+            return super::prepare::write(&self, made, warnings, file, &console, begin.elapsed());
         }
         let wait = self.wait();
         let agents: Vec<AgentName> = made
@@ -310,14 +311,14 @@ impl<'a> Sending<'a> {
                 let wishes = (targets.into_iter())
                     .map(|(agent, target)| (agent, Wish::of(target)))
                     .collect();
-                self.make(wishes, &snapshot).await
+                self.make(wishes, &snapshot).await?
             }
             Task::Chosen(selection, choose) => {
                 super::choosing::check_names(&mut link, &self.caller.fleet, &selection, &snapshot)
                     .await?;
                 let chosen = Chosen::new(&snapshot, &selection, &*choose, &self.keys.trusted)?;
                 chosen.tell(console);
-                let mut made = self.make(chosen.wishes, &snapshot).await;
+                let mut made = self.make(chosen.wishes, &snapshot).await?;
                 made.unsigned.extend(chosen.others);
                 made
             }
@@ -352,7 +353,10 @@ impl<'a> Sending<'a> {
             Task::Chosen(selection, _) => (
                 selection.only_names().unwrap_or_default(),
                 &[Deploy, Status, Presence, History],
-                &[Deploy, Status, Presence, History, Log],
+                match self.wait() {
+                    Some(_) if !self.follow.quiet => &[Deploy, Status, Presence, History, Log],
+                    _ => &[Deploy, Status, Presence, History],
+                },
             ),
         };
         let mut link = Link::open(&self.caller).await?;

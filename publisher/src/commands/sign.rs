@@ -100,7 +100,7 @@ pub async fn run(args: &SignArgs, flags: Flags) -> Result<Exit, CommandError> {
             for signer in &keys.signing {
                 let signed = signer.sign(draft).await;
                 signed.map_err(|error| {
-                    CommandError::Plan(PlanError::Signer(signer.name().clone(), error))
+                    CommandError::Signer(PlanError::Signer(signer.name().clone(), error))
                 })?;
             }
         }

@@ -83,11 +83,12 @@ impl Standing {
     }
 
     /// The same target once more, held or not, for a machine that is to try it only where it has not failed.
-    pub(super) fn again(&self, held: Held) -> Wish {
-        // What is held was not tried: what counts is the one whose target that says again.
-        let renews = match self.0.held {
-            Held::No => Some(self.id()),
-            Held::UntilReleased | Held::Until(_) => self.0.renews,
+    pub(super) fn again(&self, held: Held, now: Timestamp) -> Wish {
+        // What is held was not tried: what counts is the one whose target that says again. A hold that has ended by
+        // itself may have been.
+        let renews = match self.is_held(now) {
+            true => self.0.renews,
+            false => Some(self.id()),
         };
         Wish {
             held,
@@ -180,7 +181,7 @@ mod tests {
     fn what_is_said_again_names_the_one_that_was_to_be_tried() {
         let again = standing(&seen(wish(), "ci"), NOW)
             .unwrap()
-            .again(Held::UntilReleased);
+            .again(Held::UntilReleased, NOW);
         assert_eq!(again.renews, Some(id(7)));
         // It is held now; who releases it means the same one.
         let held = Wish {
@@ -189,7 +190,20 @@ mod tests {
         };
         let standing = standing(&seen(held, "ci"), NOW).unwrap();
         assert!(standing.is_held(NOW));
-        assert_eq!(standing.again(Held::No).renews, Some(id(3)));
+        assert_eq!(standing.again(Held::No, NOW).renews, Some(id(3)));
         assert_eq!(standing.afresh().renews, None);
+    }
+
+    #[test]
+    fn what_a_hold_that_ended_by_itself_let_begin_is_what_was_tried() {
+        let end = NOW.plus(std::time::Duration::from_secs(60));
+        let held = Wish {
+            held: Held::Until(end),
+            renews: Some(id(3)),
+            ..wish()
+        };
+        let standing = standing(&seen(held, "ci"), NOW).unwrap();
+        assert_eq!(standing.again(Held::No, NOW).renews, Some(id(3)));
+        assert_eq!(standing.again(Held::No, end).renews, Some(id(7)));
     }
 }

@@ -12,6 +12,7 @@ use hoist_protocol::{
 };
 use uuid::Uuid;
 
+use super::choosing::check_names;
 use super::ending::Ending;
 use super::{CommandError, look, unless_interrupted};
 use crate::ci::Log;
@@ -232,30 +233,37 @@ async fn begin_with(
     };
     let named = selection.only_names().unwrap_or_default();
     let snapshot = look(&mut link, &caller.fleet, &named, channels(args)).await?;
-    for agent in &named {
-        if snapshot.machine(agent).is_none() {
-            return Err(super::unknown_machine(&mut link, &caller.fleet, agent).await);
-        }
-    }
+    check_names(&mut link, &caller.fleet, &selection, &snapshot).await?;
     let which = match (&args.id, &args.rollout) {
         (Some(id), _) => Which::Id(id),
         (None, Some(id)) => Which::Rollout(id),
         (None, None) => Which::Any,
     };
     let followed = follow(&snapshot, &caller.fleet, &selection, &which, trusted);
-    if followed.signed.is_empty() && !matches!(which, Which::Any) {
-        let (what, id) = match which {
-            Which::Id(id) => ("deployment", id),
-            Which::Rollout(id) => ("rollout", id),
-            Which::Any => return Ok((link, snapshot, followed)),
-        };
-        return Err(CommandError::NothingToWaitFor {
-            what,
-            id: id.0.clone(),
-            unknown: followed.unknown.len(),
-        });
+    nothing(&which, &followed).map_or(Ok((link, snapshot, followed)), Err)
+}
+
+/// Why there is nothing to follow where there should be.
+fn nothing(which: &Which<'_>, followed: &Followed) -> Option<CommandError> {
+    if !followed.signed.is_empty() {
+        return None;
     }
-    Ok((link, snapshot, followed))
+    let (what, id) = match which {
+        Which::Id(id) => ("deployment", id),
+        Which::Rollout(id) => ("rollout", id),
+        Which::Any => {
+            let (agent, _) = followed.unknown.first()?;
+            return Some(CommandError::SignedByOthers {
+                agent: agent.clone(),
+                machines: followed.unknown.len(),
+            });
+        }
+    };
+    Some(CommandError::NothingToWaitFor {
+        what,
+        id: id.0.clone(),
+        unknown: followed.unknown.len(),
+    })
 }
 
 fn follow(
@@ -406,6 +414,19 @@ mod tests {
             .map(|(agent, _)| agent.as_str())
             .collect();
         assert_eq!(unknown, ["web-4"]);
+    }
+
+    #[test]
+    fn to_know_nobody_who_deploys_is_no_success() {
+        let mut all = followed(&Which::Any);
+        assert!(nothing(&Which::Any, &all).is_none());
+        all.signed.clear();
+        let error = nothing(&Which::Any, &all).unwrap();
+        assert_eq!(error.exit(), Exit::Error);
+        assert!(error.to_string().contains("web-4"), "{error}");
+        all.unknown.clear();
+        // A fleet to which nothing was ever deployed.
+        assert!(nothing(&Which::Any, &all).is_none());
     }
 
     #[test]

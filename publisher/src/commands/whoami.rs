@@ -44,7 +44,7 @@ struct Who {
 pub async fn run(args: &WhoamiArgs, flags: Flags) -> Result<Exit, CommandError> {
     let settings = Settings::load(flags, &process_environment)?;
     let caller = settings.caller("connect", &[])?;
-    let keys = match settings.keys(&args.signing) {
+    let keys = match settings.trusted(&args.signing) {
         Ok(keys) => Some(keys),
         // Whoever only looks has none.
         Err(SettingsError::Missing { .. }) => None,
