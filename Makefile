@@ -21,7 +21,7 @@ build: ## Build all programs for development
 demo: setup build ## Watch a fleet being deployed on this machine (KEEP=1 keeps its folder)
 	@$(CARGO) run --quiet --locked --bin hoist-demo
 
-test: setup lint nix-test build ## Formatting, clippy, unit, property, simulation and scenario tests
+test: setup lint nix-test ## Formatting, clippy, unit, property, simulation and scenario tests
 	$(CARGO) test --workspace --locked --no-fail-fast
 	@CARGO="$(CARGO)" tests/newer-nix.sh
 
