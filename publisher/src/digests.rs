@@ -5,12 +5,14 @@
 //! systems take two minutes instead of half a second.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
 use hoist_protocol::{ClosureDigest, ClosureInfoError, Closures, StorePath, Text};
 use tokio::process::Command;
 use tokio::time::timeout;
+
+use crate::nix_command::nix_command;
 
 /// Most paths in one call: their names are on its command line, on which 2 MB have room.
 const BATCH: usize = 4_000;
@@ -88,7 +90,7 @@ pub async fn closures(paths: &BTreeSet<StorePath>) -> Result<Closures, DigestErr
 
 /// Which of these are not in the store. Without this call, Nix would ask the binary caches for them.
 async fn not_here(paths: &[&StorePath]) -> Result<BTreeSet<String>, DigestError> {
-    let mut command = Command::new(STORE);
+    let mut command = nix_command(STORE);
     command.args(["--check-validity", "--print-invalid"]);
     let output = run(STORE, command, paths).await?;
     let lines = String::from_utf8_lossy(&output.stdout);
@@ -96,7 +98,7 @@ async fn not_here(paths: &[&StorePath]) -> Result<BTreeSet<String>, DigestError>
 }
 
 async fn path_info(paths: &[&StorePath]) -> Result<Vec<u8>, DigestError> {
-    let mut command = Command::new(NIX);
+    let mut command = nix_command(NIX);
     // An array of what may be off by default, and off what asks the network.
     command.args(["--extra-experimental-features", "nix-command", "--offline"]);
     command.args(["path-info", "--json", "--recursive"]);
@@ -108,16 +110,7 @@ async fn run(
     mut command: Command,
     paths: &[&StorePath],
 ) -> Result<Output, DigestError> {
-    command
-        .args(paths.iter().map(|path| path.as_str()))
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
-    // Keys may be in there as they are; Nix has no use for them.
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("HOIST_") {
-            command.env_remove(name);
-        }
-    }
+    command.args(paths.iter().map(|path| path.as_str()));
     let output = match timeout(LONGEST, command.output()).await {
         Ok(Ok(output)) => output,
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -18,6 +18,7 @@ pub mod lines_shown;
 pub mod link;
 #[cfg(test)]
 mod manual;
+mod nix_command;
 pub mod options;
 pub mod outcome;
 pub mod plan;

@@ -3,7 +3,7 @@
 //! What is cleared is looked at once more afterwards: an acknowledgement is no proof.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,6 +11,7 @@ use hoist_certs::Role;
 use hoist_protocol::{AgentName, Channel, FleetName, Machine, Presence, Text, TextError};
 use tokio::time::{Instant, timeout_at};
 
+use super::asking::{agrees, somebody_is_there};
 use super::{CommandError, look, unknown_machine};
 use crate::console::{print, to_stderr};
 use crate::drive::Interrupts;
@@ -118,8 +119,7 @@ struct Forgotten {
 pub async fn run(args: &ForgetArgs, flags: Flags) -> Result<Exit, CommandError> {
     let caller =
         Settings::load(flags, &process_environment)?.caller("forget machines", &[Role::Admin])?;
-    let somebody_is_there = io::stdin().is_terminal() && io::stderr().is_terminal();
-    if !args.yes && !somebody_is_there {
+    if !args.yes && !somebody_is_there() {
         return Err(ForgetError::NobodyToAsk(args.agent.clone()).into());
     }
     let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
@@ -149,7 +149,10 @@ async fn forget(args: &ForgetArgs, caller: &Caller) -> Result<Forgotten, Command
     let mut was_online = is_online(args, seen)?;
     if !args.yes {
         link.close().await;
-        ask(&question(&args.agent, seen)).await?;
+        let question = question(&args.agent, seen);
+        if !agrees(&question).await.map_err(ForgetError::Answer)? {
+            return Err(ForgetError::Declined.into());
+        }
         // Somebody may have thought about it for long, and the machine have come back meanwhile.
         link = Link::open(caller).await?;
         let now = look(&mut link, &caller.fleet, agents, &[Channel::Presence]).await?;
@@ -203,36 +206,7 @@ fn question(agent: &AgentName, seen: &Seen) -> String {
     if seen.deploy.is_some() {
         question += "A deployment that waits for it is among that.\n";
     }
-    question + "Forget it? [y/N] "
-}
-
-async fn ask(question: &str) -> Result<(), CommandError> {
-    let question = question.to_owned();
-    let (sender, answered) = tokio::sync::oneshot::channel();
-    // A thread of its own: the program may end while it still reads, after Ctrl-C.
-    let read = move || {
-        let read = || {
-            let mut answer = String::new();
-            write!(io::stderr(), "{question}")?;
-            io::stdin().lock().read_line(&mut answer)?;
-            Ok(answer)
-        };
-        // Nobody listens any more when the question was interrupted.
-        drop(sender.send(read()));
-    };
-    std::thread::Builder::new()
-        .name("question".to_owned())
-        .spawn(read)
-        .map_err(ForgetError::Answer)?;
-    let answer: io::Result<String> = match answered.await {
-        Ok(answer) => answer,
-        Err(error) => Err(io::Error::other(error)),
-    };
-    let answer = answer.map_err(ForgetError::Answer)?;
-    match answer.trim().to_lowercase().as_str() {
-        "y" | "yes" => Ok(()),
-        _ => Err(ForgetError::Declined.into()),
-    }
+    question + "Forget it?"
 }
 
 /// Clears every channel, again on each new connection, until the broker has acknowledged all.
@@ -338,7 +312,7 @@ mod tests {
         assert_eq!(
             asked,
             "The broker retains of `web-1`: deploy, presence.\nA deployment that waits for it is among that.\n\
-             Forget it? [y/N] "
+             Forget it?"
         );
     }
 

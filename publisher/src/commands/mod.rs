@@ -1,5 +1,6 @@
 //! The commands, one file each, and what they share.
 
+mod asking;
 pub mod cancel;
 mod choosing;
 pub mod completions;

@@ -1,7 +1,5 @@
 //! `hoist sign`: another's signature under deployments that were prepared, once they have been looked at.
 
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
-
 use camino::Utf8PathBuf;
 use clap::Args;
 use hoist_certs::program::now;
@@ -11,11 +9,11 @@ use hoist_protocol::{
 };
 use serde::Serialize;
 
+use super::asking::{agrees, somebody_is_there};
 use super::status::READERS;
-use super::{CommandError, look};
+use super::{CommandError, look, unless_interrupted};
 use crate::console::print;
 use crate::console::table::{Page, Tone, render};
-use crate::drive::Interrupts;
 use crate::link::Link;
 use crate::outcome::Exit;
 use crate::plan::PlanError;
@@ -68,9 +66,9 @@ pub async fn run(args: &SignArgs, flags: Flags) -> Result<Exit, CommandError> {
     };
     let snapshot = match args.offline {
         true => Snapshot::new(file.fleet.clone()),
-        false => tokio::select! {
-            snapshot = machines(&settings, &file) => snapshot?,
-            () = interrupted() => return Ok(Exit::Interrupted),
+        false => match unless_interrupted(machines(&settings, &file)).await? {
+            Some(snapshot) => snapshot,
+            None => return Ok(Exit::Interrupted),
         },
     };
     show(args, &file, &keys, &snapshot)?;
@@ -91,9 +89,21 @@ pub async fn run(args: &SignArgs, flags: Flags) -> Result<Exit, CommandError> {
         .map(|key| key.name().to_string())
         .collect();
     let names = names.join(", ");
-    if !args.yes && !agreed(&file, &names)? {
-        say("nothing was signed");
-        return Ok(Exit::Error);
+    if !args.yes {
+        if !somebody_is_there() {
+            return Err(CommandError::NobodyToAsk);
+        }
+        let count = file.drafts.len();
+        let question = format!("Sign these {count} deployments with {names}?");
+        let agreed = async { agrees(&question).await.map_err(CommandError::Answer) };
+        match unless_interrupted(agreed).await? {
+            Some(true) => {}
+            Some(false) => {
+                say("nothing was signed");
+                return Ok(Exit::Error);
+            }
+            None => return Ok(Exit::Interrupted),
+        }
     }
     let sign = async {
         for draft in &mut file.drafts {
@@ -106,9 +116,8 @@ pub async fn run(args: &SignArgs, flags: Flags) -> Result<Exit, CommandError> {
         }
         Ok::<(), CommandError>(())
     };
-    tokio::select! {
-        signed = sign => signed?,
-        () = interrupted() => return Ok(Exit::Interrupted),
+    if unless_interrupted(sign).await?.is_none() {
+        return Ok(Exit::Interrupted);
     }
     file.write(&args.file)?;
     let lacking = file.lacking(&keys.trusted);
@@ -122,17 +131,6 @@ pub async fn run(args: &SignArgs, flags: Flags) -> Result<Exit, CommandError> {
         args.file
     ));
     Ok(Exit::Ok)
-}
-
-async fn interrupted() {
-    match Interrupts::listen() {
-        Ok(mut interrupts) => interrupts.next().await,
-        // Then the system's own way to end a program is left.
-        Err(error) => {
-            tracing::debug!(%error, "interrupts cannot be listened for");
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
 /// What the machines of the file say of themselves.
@@ -278,29 +276,6 @@ fn extras(parts: &DeploymentParts) -> Vec<String> {
     }
     add(true, format!("valid until {}", parts.expires));
     extras
-}
-
-/// Asks on the terminal.
-fn agreed(file: &SignedFile, names: &str) -> Result<bool, CommandError> {
-    let stdin = std::io::stdin();
-    if !stdin.is_terminal() {
-        return Err(CommandError::NobodyToAsk);
-    }
-    let question = format!(
-        "Sign these {} deployments with {names}? [y/N] ",
-        file.drafts.len()
-    );
-    let mut stderr = std::io::stderr().lock();
-    (stderr
-        .write_all(question.as_bytes())
-        .and_then(|()| stderr.flush()))
-    .map_err(CommandError::Output)?;
-    let mut answer = String::new();
-    stdin
-        .lock()
-        .read_line(&mut answer)
-        .map_err(CommandError::Answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 fn say(text: &str) {

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::drive::Interrupts;
+use crate::nix_command::nix_command;
 
 /// Most arguments in one call: their names are on its command line, on which 2 MB have room.
 pub(super) const BATCH: usize = 4_000;
@@ -26,9 +27,6 @@ const KEPT: usize = 16 * 1024;
 
 /// Most that Nix may answer to one question, in bytes.
 const ANSWER: u64 = 64 * 1024 * 1024;
-
-/// Variables that are ours, and that Nix has no use for: some hold secrets as they are.
-const OURS: [&str; 2] = ["GITHUB_TOKEN", "CI_JOB_TOKEN"];
 
 /// Why Nix did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -176,7 +174,7 @@ impl Nix {
     pub(super) async fn missing(&self, paths: &[&StorePath]) -> Result<Vec<StorePath>, NixError> {
         let mut missing = Vec::new();
         for batch in paths.chunks(BATCH) {
-            let mut command = clean("nix-store");
+            let mut command = nix_command("nix-store");
             command.args(["--check-validity", "--print-invalid"]);
             command.args(batch.iter().map(|path| path.as_str()));
             let answer = self.run(command, Says::Nothing).await?;
@@ -217,14 +215,14 @@ impl Nix {
 
     /// Nix's version, as far as it matters.
     async fn version(&self) -> Result<(u32, u32), NixError> {
-        let mut command = clean("nix");
+        let mut command = nix_command("nix");
         command.arg("--version");
         let answer = self.run(command, Says::Nothing).await?;
         Ok(version(&String::from_utf8_lossy(&answer.stdout)))
     }
 
     fn command(&self, task: &'static str) -> Command {
-        let mut command = clean("nix");
+        let mut command = nix_command("nix");
         command
             .arg(task)
             .args(["--extra-experimental-features", "nix-command flakes"]);
@@ -285,19 +283,6 @@ impl Nix {
             }
         }
     }
-}
-
-/// A command that knows none of our secrets.
-fn clean(program: &str) -> Command {
-    let mut command = Command::new(program);
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    for (name, _) in std::env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("HOIST_") || OURS.contains(&name.as_ref()) {
-            command.env_remove(name.as_ref());
-        }
-    }
-    command
 }
 
 /// Asks it to end, waits, and ends it. On a terminal Ctrl-C has reached it already, and once more does nothing.

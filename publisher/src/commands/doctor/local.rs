@@ -1,15 +1,14 @@
 //! What is found without a connection: settings, keys, and Nix.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use hoist_certs::Role;
 use hoist_certs::doctor::{Finding, is_private};
 use hoist_certs::program::report;
 use hoist_protocol::Text;
-use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::nix_command::nix_command;
 use crate::settings::{Settings, SettingsError, SigningFlags};
 use crate::signer::Signer;
 
@@ -73,11 +72,8 @@ pub(super) fn keys(
 /// Whether there is a Nix, which knows what the closures in this computer's store hold.
 pub(super) async fn nix() -> Finding {
     let without = "what closures hold can be signed only where the spec has it, and `hoist diff` has the word of machines";
-    let mut command = Command::new("nix");
-    command
-        .arg("--version")
-        .stdin(Stdio::null())
-        .kill_on_drop(true);
+    let mut command = nix_command("nix");
+    command.arg("--version");
     match timeout(PATIENCE, command.output()).await {
         Ok(Ok(output)) if output.status.success() => {
             let said = String::from_utf8_lossy(&output.stdout);
