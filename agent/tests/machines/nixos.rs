@@ -22,7 +22,12 @@ fn with_systemd(machine: &Machine) {
         &format!(
             r#"case $1 in
 list-units) while read -r unit; do echo "$unit loaded failed failed Something"; done < {failed} ;;
-is-active) if grep -qx "$3" {failed}; then echo failed; exit 3; else echo active; fi ;;
+show) case $* in *ActiveState*)
+    echo LoadState=loaded
+    for unit; do :; done
+    if grep -qx "$unit" {failed}; then echo ActiveState=failed; else echo ActiveState=active; fi
+    echo ActiveEnterTimestampMonotonic=1 ;;
+  esac ;;
 is-system-running) echo running ;;
 *) exit 0 ;;
 esac"#

@@ -16,8 +16,9 @@ use hoist_protocol::{HealthCheck, Probe, Reason, StorePath, System};
 
 use super::Activator;
 use super::failure::{Failure, shown};
+use super::kinds;
 use super::program::{End, Program};
-use super::system;
+use super::system::{self, Manager};
 use crate::job::{Before, Phase, Record};
 
 /// How long a check is tried at the least, so that it is one even when the time is nearly over.
@@ -147,7 +148,13 @@ impl Activator {
     ) -> Result<Result<(), String>, Failure> {
         match &check.probe {
             Probe::Program(_) => self.try_program(check, limit, subject),
-            Probe::Unit(unit) => Ok(unit::probe(unit, limit)),
+            Probe::Unit(unit) => {
+                // The units of a home are those of its user.
+                let manager = kinds::of(&subject.before.kind)?
+                    .units()
+                    .map_or(Manager::System, |units| units.manager);
+                Ok(unit::probe(manager, unit, limit))
+            }
             Probe::Tcp(endpoint) => Ok(tcp::probe(endpoint, limit)),
             Probe::Http(url) => Ok(http::probe(url, limit)),
         }

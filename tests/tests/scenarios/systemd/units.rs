@@ -77,21 +77,28 @@ fn health_checks_see_the_machines_services() {
         let status = world.settled(&machine, id)?;
         assert_eq!(status.state, State::Succeeded, "{}", status.message);
 
-        // Another version, whose server ends soon after its start without a failure.
-        let ends = "[Service]\nEnvironment=VERSION=1\nExecStart=/bin/true\n";
-        let v2 = machine.push(world, &machine.system("2").unit("web.service", ends))?;
-        let mut forge = world.forge(&machine, &v2)?;
-        forge.target.health_checks = checks;
-        let id = world.publish(&forge)?;
-        let status = world.settled(&machine, id)?;
-        assert_eq!(status.state, State::RolledBack, "{}", status.message);
-        assert_eq!(status.reason, Some(Reason::HealthCheckFailed));
-        assert!(
-            status.message.as_str().contains("web.service"),
-            "{}",
-            status.message
-        );
-        assert_eq!(machine.current_system()?, Some(v1));
+        // Other versions, whose server ends soon after its start without a failure, once or again and again. At
+        // most moments that one is active.
+        let ends = "ExecStart=/bin/true";
+        let loops = "ExecStart=/bin/sh -c 'sleep 0.5'\nRestart=always\nRestartSec=10ms";
+        for (version, server) in [("2", ends), ("3", loops)] {
+            let unit = format!(
+                "[Unit]\nStartLimitIntervalSec=0\n[Service]\nEnvironment=VERSION=1\n{server}\n"
+            );
+            let v2 = machine.push(world, &machine.system(version).unit("web.service", &unit))?;
+            let mut forge = world.forge(&machine, &v2)?;
+            forge.target.health_checks.clone_from(&checks);
+            let id = world.publish(&forge)?;
+            let status = world.settled(&machine, id)?;
+            assert_eq!(status.state, State::RolledBack, "{}", status.message);
+            assert_eq!(status.reason, Some(Reason::HealthCheckFailed));
+            assert!(
+                status.message.as_str().contains("web.service"),
+                "{}",
+                status.message
+            );
+            assert_eq!(machine.current_system()?.as_ref(), Some(&v1));
+        }
         assert_ne!(machine.current_system()?, v0);
         assert_eq!(machine.property("web.service", "ActiveState")?, "active");
         Ok(())
