@@ -28,6 +28,9 @@ use tokio_rustls::client::TlsStream;
 /// How long anything may take before a test gives up; nothing is measured with it.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A keep-alive that does not end a connection within a test, in seconds.
+pub(crate) const LONG_KEEP_ALIVE: u16 = 600;
+
 /// A fleet's authority and a broker's state, which outlive the broker.
 pub(crate) struct World {
     pub(crate) authority: Authority,
@@ -253,7 +256,14 @@ impl Client {
         }
     }
 
-    pub(crate) async fn send(&mut self, packet: Packet) {
+    /// Sends a packet. A CONNECT that asks for no keep-alive of its own has one that no test outlasts: who says nothing for
+    /// a while, on a busy machine, shall not be taken for dead.
+    pub(crate) async fn send(&mut self, mut packet: Packet) {
+        if let Packet::Connect(connect) = &mut packet
+            && connect.keep_alive == Connect::new("").keep_alive
+        {
+            connect.keep_alive = LONG_KEEP_ALIVE;
+        }
         let mut bytes = BytesMut::new();
         packet.write(&mut bytes, usize::MAX).unwrap();
         self.send_bytes(&bytes).await;
@@ -306,10 +316,7 @@ impl Client {
         ack.session_present
     }
 
-    async fn answer_to(&mut self, mut connect: Connect) -> ConnAck {
-        if connect.keep_alive == 0 {
-            connect.keep_alive = 600;
-        }
+    async fn answer_to(&mut self, connect: Connect) -> ConnAck {
         self.send(Packet::Connect(connect)).await;
         match self.next().await {
             Some(Packet::ConnAck(ack)) => ack,
