@@ -1,7 +1,7 @@
 /* A layer between a program and its system that fails as told; it is preloaded (ld.so(8), LD_PRELOAD).
  *
  * HOIST_FAULTS names a folder. A file in it with the name of a call makes that call fail on the store's files, for as
- * long as it is there; it holds the error's number. A file `clock` holds the name of a thread that can no longer read
+ * long as it is there; it holds the error's number. `write-zeros` are the writes of zeros alone. A file `clock` holds the name of a thread that can no longer read
  * the time, which no program expects: a thread of Rust panics.
  */
 #define _GNU_SOURCE
@@ -56,9 +56,14 @@ static int last_file = -1;
 static off_t last_at;
 static size_t last_len;
 
+static int is_zero(const char *bytes, size_t len) {
+    return len > 0 && bytes[0] == 0 && memcmp(bytes, bytes + 1, len - 1) == 0;
+}
+
 ssize_t write(int file, const void *bytes, size_t len) {
     if (is_of_store(file)) {
         int error = error_of("write");
+        if (error == 0 && is_zero(bytes, len)) error = error_of("write-zeros");
         if (error != 0) {
             /* Half of it is there. */
             syscall(SYS_write, file, bytes, len / 2);
@@ -88,6 +93,15 @@ int fdatasync(int file) {
 
 int fsync(int file) {
     return sync_fails(file, "fsync") ? -1 : (int)syscall(SYS_fsync, file);
+}
+
+int ftruncate64(int file, off64_t len) {
+    int error = is_of_store(file) ? error_of("ftruncate") : 0;
+    if (error != 0) {
+        errno = error;
+        return -1;
+    }
+    return (int)syscall(SYS_ftruncate, file, len);
 }
 
 int rename(const char *from, const char *to) {

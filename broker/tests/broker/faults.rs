@@ -120,6 +120,32 @@ async fn a_disk_that_fails_a_write_or_a_sync_loses_nothing_that_was_acknowledged
 }
 
 #[tokio::test]
+async fn a_disk_without_space_for_later_batches_takes_the_one_that_fits() {
+    let (folder, faults) = (Folder::new(), Faults::new());
+    let status = topic("web-1", "status");
+    let mut running = faults.start(&folder, "");
+    // Half of the zeros are there, and cannot be taken back.
+    faults.begin("write-zeros", ENOSPC);
+    faults.begin("ftruncate", EIO);
+    let mut agent = folder.world.agent(&running.broker, "web-1").await;
+    let large = "x".repeat(8000);
+    for n in 0..20 {
+        assert!(agent.retain(&status, &format!("{n}{large}")).await, "{n}");
+    }
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+
+    faults.end("write-zeros");
+    faults.end("ftruncate");
+    let running = faults.start(&folder, "");
+    let found = retained(&folder, &running, &status).await;
+    assert_eq!(found, format!("19{large}"));
+    running.terminate();
+    let (_, said) = running.end();
+    assert!(!said.contains("cut off"), "nothing was torn: {said}");
+}
+
+#[tokio::test]
 async fn publishes_are_taken_again_when_the_file_could_be_written_anew() {
     let (folder, faults) = (Folder::new(), Faults::new());
     let (status, history) = (topic("web-1", "status"), topic("web-1", "history"));
@@ -127,12 +153,14 @@ async fn publishes_are_taken_again_when_the_file_could_be_written_anew() {
     let mut agent = folder.world.agent(&running.broker, "web-1").await;
     assert!(agent.retain(&status, "1").await);
     assert!(agent.retain(&history, "old").await);
-    // One obstacle after the other on the way to a new file.
+    // One obstacle after the other on the way to a new file. Only a failed sync makes a new one necessary, so that writes
+    // have to work until then.
     let steps = ["fdatasync", "fsync", "write", "rename"];
-    for step in steps {
+    for step in ["rename", "fsync", "fdatasync"] {
         faults.begin(step, EIO);
     }
     assert!(!agent.retain(&status, "2").await);
+    faults.begin("write", EIO);
     for step in steps {
         let mut agent = folder.world.agent(&running.broker, "web-1").await;
         assert!(!agent.retain(&status, "3").await, "before {step} works");
@@ -155,9 +183,7 @@ async fn watch(folder: &Folder, running: &Running) {
     let monitor = folder.world.credentials("prod", Role::Monitor, "mon");
     let tls = monitor.client().unwrap();
     if let Ok(mut monitor) = Client::try_tls(&running.broker, tls.config()).await {
-        let mut connect = Connect::new("mon.1");
-        connect.keep_alive = 600;
-        monitor.send(Packet::Connect(connect)).await;
+        monitor.send(Packet::Connect(Connect::new("mon.1"))).await;
         let mut subscribe = Subscribe::new("hoist/v1/prod/+/status", QoS::AtLeastOnce);
         subscribe.pkid = 1;
         monitor.send(Packet::Subscribe(subscribe)).await;

@@ -17,6 +17,7 @@ use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use camino::{Utf8Path, Utf8PathBuf};
+use tracing::debug;
 
 pub(super) use frame::Batch;
 use frame::Salt;
@@ -37,8 +38,8 @@ const LOCK: &str = "lock";
 /// From how many bytes on the next frame of a file that is written anew begins.
 const FRAME_LEN: usize = 256 * 1024;
 
-/// How many zeros are put behind the last batch when there are too few for the next: an eighth of the file, between
-/// these bounds, in bytes.
+/// How many zeros are put behind a batch for which there were too few: an eighth of the file, between these bounds, in
+/// bytes.
 const LEAST_ROOM: u64 = 64 * 1024;
 const MOST_ROOM: u64 = 4 * 1024 * 1024;
 
@@ -230,36 +231,39 @@ impl Log {
         }
         let bytes = batch.sealed(self.salt, self.next);
         let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        if self.len + len > self.end {
-            self.make_room(len)?;
-        }
         if let Err(error) = write_at(&self.file, self.len, bytes) {
             self.cut();
             return Err(error);
+        }
+        let frame_end = self.len + len;
+        if frame_end > self.end {
+            self.end = frame_end;
+            self.make_room();
         }
         if let Err(error) = self.file.sync_data() {
             self.suspect = true;
             return Err(error);
         }
-        self.len += len;
-        self.end = self.end.max(self.len);
+        self.len = frame_end;
         self.next += 1;
         Ok(())
     }
 
-    /// Puts zeros behind the last batch, room for `needed` bytes and for later ones; the next sync is theirs as well.
-    /// A disk that has no space for so many may have it for the batch.
-    fn make_room(&mut self, needed: u64) -> io::Result<()> {
-        let room = (self.len / 8).clamp(LEAST_ROOM, MOST_ROOM).max(needed);
-        let end = self.len + room;
-        let zeros = vec![0; usize::try_from(end - self.end).unwrap_or(0)];
-        if write_at(&self.file, self.end, &zeros).is_ok() {
-            self.end = end;
-            return Ok(());
+    /// Puts zeros behind the frame that was just written, room for later ones; its sync is theirs as well. Where there is
+    /// no space for them the frame is as good without: a later batch then waits for the file system's journal.
+    fn make_room(&mut self) {
+        let room = (self.end / 8).clamp(LEAST_ROOM, MOST_ROOM);
+        let zeros = vec![0; usize::try_from(room).unwrap_or(0)];
+        match write_at(&self.file, self.end, &zeros) {
+            Ok(()) => self.end += room,
+            Err(error) => {
+                debug!(%error, "no room is made for later batches");
+                // Others may need what space some of them have taken; where they stay they are in nobody's way.
+                if let Err(error) = self.file.set_len(self.end) {
+                    debug!(%error, "zeros stay behind the last batch");
+                }
+            }
         }
-        let cut = self.file.set_len(self.end);
-        self.suspect = cut.is_err();
-        cut
     }
 
     /// Finds out whether the disk has room again.
