@@ -17,6 +17,7 @@ use tracing::debug;
 
 use crate::inbox::{Event, Inbox, Via};
 use crate::message::{Author, Commit, Extras, Message, Qos};
+use crate::thread::Thread;
 
 /// What may be watched; an echo is between an agent and itself.
 const CHANNELS: [Channel; 5] = [
@@ -101,10 +102,11 @@ pub(crate) enum WatchError {
 }
 
 impl Router {
-    /// Starts the router's thread. Blocks: call it off the async workers. What breaks later is said on `down`.
+    /// Starts the router's thread, and the one of log lines, which is returned. Blocks: call it off the async workers.
+    /// What breaks later is said on `down`.
     pub(crate) fn start(
         down: mpsc::UnboundedSender<RouterError>,
-    ) -> Result<(Self, Publisher, Relay), RouterError> {
+    ) -> Result<(Self, Publisher, Relay, Thread), RouterError> {
         let filters = CHANNELS.map(|channel| channel.as_str().to_owned()).to_vec();
         let broker = Broker::new(Config {
             router: RouterConfig {
@@ -133,18 +135,16 @@ impl Router {
         let (store, mut lines) = (publisher("store")?, publisher("lines")?);
         let (relay, mut queue) = mpsc::channel::<Arc<Message>>(RELAY_LEN);
         let lost = down.clone();
-        std::thread::Builder::new()
-            .name("lines".to_owned())
-            .spawn(move || {
-                while let Some(message) = queue.blocking_recv() {
-                    if let Err(error) = lines.publish(&message) {
-                        // The receiver is gone only when the broker ends already.
-                        lost.send(error).ok();
-                        return;
-                    }
+        let lines = Thread::start("lines", move || {
+            while let Some(message) = queue.blocking_recv() {
+                if let Err(error) = lines.publish(&message) {
+                    // The receiver is gone only when the broker ends already.
+                    lost.send(error).ok();
+                    return;
                 }
-            })
-            .map_err(RouterError::Thread)?;
+            }
+        });
+        let lines = lines.map_err(RouterError::Thread)?;
         let router = Self {
             broker,
             positions,
@@ -152,7 +152,7 @@ impl Router {
             names: Arc::default(),
             down,
         };
-        Ok((router, store, Relay(relay)))
+        Ok((router, store, Relay(relay), lines))
     }
 
     /// Makes the router's thread panic, as it does over a topic that no session would ever pass to it.
@@ -542,10 +542,30 @@ mod tests {
         let started = tokio::task::spawn_blocking(|| Router::start(down))
             .await
             .unwrap();
-        let (router, _publisher, _relay) = started.unwrap();
+        let (router, _publisher, _relay, _lines) = started.unwrap();
         let killed = tokio::task::spawn_blocking(move || router.kill()).await;
         killed.unwrap();
         assert!(matches!(lost.recv().await, Some(RouterError::Link(_))));
+    }
+
+    #[tokio::test]
+    async fn a_panic_over_a_log_line_is_told() {
+        let (down, _lost) = mpsc::unbounded_channel();
+        let started = tokio::task::spawn_blocking(|| Router::start(down))
+            .await
+            .unwrap();
+        let (router, _publisher, relay, lines) = started.unwrap();
+        let watched = position(Channel::Log).unwrap();
+        router.watchers[watched].fetch_add(1, Ordering::SeqCst);
+        // No session passes on properties that cannot be written down.
+        let extras = Extras {
+            properties: Box::from(vec![0; usize::from(u16::MAX) + 1]),
+            expires_at_ms: None,
+        };
+        let mut line = message(Channel::Log, 0, 10);
+        line.extras = Some(Arc::new(extras));
+        assert!(relay.pass(Arc::new(line)));
+        assert_eq!(lines.panicked().await, "lines");
     }
 
     /// One thread, so that the pump stands still while the test does not wait.
@@ -555,7 +575,7 @@ mod tests {
         let started = tokio::task::spawn_blocking(|| Router::start(down))
             .await
             .unwrap();
-        let (router, mut publisher, _relay) = started.unwrap();
+        let (router, mut publisher, _relay, _lines) = started.unwrap();
         let router = Arc::new(router);
         let inbox = Inbox::new();
         let (fleet, runtime) = (

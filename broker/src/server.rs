@@ -106,9 +106,10 @@ impl Server {
         }
         let deploys = Arc::new(Deploys::new(Arc::clone(&fleets)));
         let (down, router_down) = mpsc::unbounded_channel();
-        let (router, mut bus, relay) = tokio::task::spawn_blocking(move || Router::start(down))
-            .await
-            .map_err(|_| ServerError::Panicked("router"))??;
+        let (router, mut bus, relay, lines) =
+            tokio::task::spawn_blocking(move || Router::start(down))
+                .await
+                .map_err(|_| ServerError::Panicked("router"))??;
         let hub = Arc::new(Hub::new(settings.limits.takeover_rate));
         let tell = {
             let hub = Arc::clone(&hub);
@@ -193,7 +194,7 @@ impl Server {
             store: running,
             router_down,
             observer,
-            threads: audit.into_iter().chain([reloader]).collect(),
+            threads: audit.into_iter().chain([reloader, lines]).collect(),
             metrics,
             control,
         })

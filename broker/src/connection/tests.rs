@@ -34,7 +34,7 @@ impl Bench {
         let gate = Arc::new(Mutex::new(()));
         let (down, _) = mpsc::unbounded_channel();
         let router = tokio::task::spawn_blocking(|| Router::start(down));
-        let (router, mut bus, relay) = router.await.unwrap().unwrap();
+        let (router, mut bus, relay, _lines) = router.await.unwrap().unwrap();
         let hub = Arc::new(Hub::default());
         let (deploys, observer) = (Arc::new(Deploys::unsigned()), Observer::silent());
         let (tells, told) = mpsc::unbounded_channel();
