@@ -188,13 +188,15 @@ impl Index {
     /// of the changes.
     pub(crate) fn changes(&self, fleet: &FleetName, pattern: &Pattern, since: Commit) -> Snapshot {
         let changed = self.matching(fleet, pattern);
-        let cleared = self.cleared.iter().filter(|clearing| {
+        let is_news = |message: &Arc<Message>| message.commit > Some(since);
+        let known = self.cleared.partition_point(|clearing| !is_news(clearing));
+        let cleared = self.cleared.range(known..).filter(|clearing| {
             let topic = &clearing.topic;
             topic.machine.fleet == *fleet && pattern.matches(topic) && self.get(topic).is_none()
         });
         let mut messages: Vec<_> = changed
+            .filter(|message| is_news(message))
             .chain(cleared)
-            .filter(|message| message.commit > Some(since))
             .cloned()
             .collect();
         messages.sort_unstable_by_key(|message| message.commit);
@@ -321,6 +323,13 @@ mod tests {
         assert_eq!((index.len(), index.usage(&fleet)), (0, Usage::default()));
         let changes = index.changes(&fleet, &ALL, Commit::default());
         assert_eq!(changes.messages.len(), CLEARED);
+        let all_but_two = Commit::new(index.last.number() - 3);
+        let changes = index.changes(&fleet, &ALL, all_but_two);
+        assert_eq!(
+            texts(&changes.messages),
+            ["m-10003/status=", "m-10004/status="]
+        );
+        assert!(index.changes(&fleet, &ALL, index.last).messages.is_empty());
         retain(&mut index, "m-9", Channel::Status, "again");
         let one = Pattern {
             agents: Agents::One(AgentName::new("m-9").unwrap()),
