@@ -1,4 +1,6 @@
-//! One connection: bytes between a socket and its session, and what the session wants done.
+//! One connection: bytes between a socket and its session.
+
+mod effects;
 
 use std::future::poll_fn;
 use std::io;
@@ -8,23 +10,23 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use hoist_protocol::{Channel, Machine};
+use hoist_protocol::Channel;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::detached::{Detached, KeptSession, KeptSessions, SessionState};
 use crate::edge::Authenticated;
-use crate::guard::{Agents, Meter, Peer};
-use crate::hub::{Client, Hub, Number, TakeoverLoop};
-use crate::inbox::{Control, Event, Inbox, Ticket};
+use crate::guard::{Meter, Peer};
+use crate::hub::{Client, Hub, Number};
+use crate::inbox::{Control, Event, Inbox};
 use crate::log_limit::LogLimit;
 use crate::message::{Message, now_ms};
 use crate::observe::{Held, Observer, Origin, Reason};
-use crate::router::{Relay, Router, Watch, WatchError};
-use crate::session::{Admitted, Claim, Effect, Ended, Remains, Request, Session, Will};
+use crate::router::{Relay, Router, Watch};
+use crate::session::{Admitted, Ended, Remains, Session, Will};
 use crate::settings::Timeouts;
-use crate::store::{Outcome, Publication, Reply, Snapshot, Store, StoreEnded};
+use crate::store::{Outcome, Store};
 
 /// How much is read from a connection at once, in bytes. The buffer lives on the stack: an idle connection has
 /// none.
@@ -152,8 +154,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Woken::Lost(why) => self.session.end(Ended::Lost(why)),
             }
             for effect in self.session.take_effects() {
-                if let Some(effect) = self.carry_out_at_once(effect) {
-                    Box::pin(self.carry_out(effect)).await;
+                if let Some(work) = self.carry_out(effect) {
+                    Box::pin(self.wait_for(work)).await;
                 }
             }
         }
@@ -364,195 +366,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         ends.chain(self.throttled.map(|until| (until, None)))
             .min_by_key(|(due, _)| *due)
             .unwrap_or((self.heard + FAR, None))
-    }
-
-    /// Carries out a publish, which seldom has to wait. What has to is given back.
-    fn carry_out_at_once(&mut self, effect: Effect) -> Option<Effect> {
-        let Effect::Publish(admitted, ticket) = effect else {
-            return Some(effect);
-        };
-        self.meter.published(Instant::now());
-        self.count_received(admitted.channel());
-        let publication = match admitted {
-            Admitted::Store(publication) => publication,
-            Admitted::Relay(_) => return Some(Effect::Publish(admitted, ticket)),
-        };
-        let reply = self.reply(&publication, ticket);
-        match self.shared.store.offer(publication, reply) {
-            Ok(left) => left.map(|left| Effect::Publish(Admitted::Store(left), ticket)),
-            Err(StoreEnded) => {
-                self.session.end(Ended::BrokerFailed);
-                None
-            }
-        }
-    }
-
-    async fn carry_out(&mut self, effect: Effect) {
-        match effect {
-            Effect::Claim(claim) => self.claim(claim).await,
-            Effect::Refused(refusal) => {
-                let client_id = self.client.as_ref().map_or("", |(_, id)| id.as_str());
-                let (peer, address) = (self.session.peer(), self.address);
-                note_refusal(&self.shared, peer, client_id, address, &refusal);
-            }
-            Effect::Publish(Admitted::Store(publication), ticket) => {
-                let reply = self.reply(&publication, ticket);
-                if self.shared.store.publish(publication, reply).await.is_err() {
-                    self.session.end(Ended::BrokerFailed);
-                }
-            }
-            Effect::Publish(Admitted::Relay(message), ticket) => {
-                self.shared.relay(message);
-                self.session.settled(ticket, Outcome::Retained);
-            }
-            Effect::Subscribe(packet_id, requests) => self.subscribe(packet_id, requests).await,
-            Effect::Unwatch(agent) => {
-                let machine = Machine::new(self.session.peer().fleet.clone(), agent);
-                self.shared.hub.unlisten(&self.inbox, &machine);
-            }
-            Effect::UnwatchAll => self.watch = None,
-            Effect::Refresh(channel, since) => {
-                let pattern = crate::guard::Pattern {
-                    agents: Agents::All,
-                    channels: crate::guard::Channels::One(channel),
-                };
-                let fleet = self.session.peer().fleet.clone();
-                let changes = self.shared.store.changes(&fleet, &pattern, since);
-                debug!(%channel, changes = changes.messages.len(), "read again after a gap");
-                self.session.refreshed(channel, changes);
-            }
-        }
-    }
-
-    fn count_received(&self, channel: Channel) {
-        let metrics = self.shared.observer.metrics();
-        metrics.received.of(channel).inc();
-    }
-
-    /// Where the store answers a publication, with who this is when the audit log is to tell it.
-    fn reply(&mut self, publication: &Publication, ticket: Ticket) -> Reply {
-        let origin = (publication.topic.channel == Channel::Deploy).then(|| self.origin());
-        Reply::Session(Arc::clone(&self.inbox), ticket, origin)
-    }
-
-    fn origin(&mut self) -> Arc<Origin> {
-        let origin = self.origin.get_or_insert_with(|| {
-            let origin = Origin::of(self.address, Arc::clone(self.session.peer()));
-            Arc::new(match &self.client {
-                Some((_, client_id)) => origin.client_id(client_id),
-                None => origin,
-            })
-        });
-        Arc::clone(origin)
-    }
-
-    async fn claim(&mut self, claim: Claim) {
-        let client = (Arc::clone(self.session.peer()), claim.client_id);
-        let mut left = None;
-        match self.shared.hub.claim(self.number, &client, self.address) {
-            Ok(Some(before)) => {
-                self.shared.observer.metrics().takeovers.inc();
-                // Its will has to be applied before anybody hears that the new session is there.
-                before.ended().await;
-                left = before.take_state();
-            }
-            Ok(None) => {}
-            Err(TakeoverLoop) => return self.session.unavailable(Ended::TakeoverLoop),
-        }
-        self.client = Some(client.clone());
-        match left {
-            Some(left) if claim.clean_start => left.discard(&self.shared).await,
-            Some(left) => {
-                // A will that was not due yet never will be: the client is back.
-                (self.inbox, self.watch) = (left.inbox, left.watch);
-                self.session.resume(left.kept);
-                self.place = claim.outlives.then_some(left.place);
-            }
-            None => {}
-        }
-        if let Err(refusal) = self.take_place(claim.outlives) {
-            return self.session.unavailable(refusal);
-        }
-        match self.control.told_to_end() {
-            // A third one has taken over meanwhile, or the broker stops.
-            Some(reason) => self.session.unavailable(reason),
-            None => {
-                let (peer, client_id) = &client;
-                debug!(%peer, client_id, address = %self.address, "connected");
-                let sessions = &self.shared.observer.metrics().sessions;
-                self.counted = Some(Held::new(sessions.of(peer.role)));
-                self.session.claimed();
-                self.heard = Instant::now();
-            }
-        }
-    }
-
-    fn take_place(&mut self, wanted: bool) -> Result<(), Ended> {
-        if wanted && self.place.is_none() {
-            let taken = KeptSessions::take(&self.shared.kept_sessions, self.session.peer());
-            self.place = Some(taken.map_err(Ended::TooManySessions)?);
-        }
-        Ok(())
-    }
-
-    async fn subscribe(&mut self, packet_id: u16, requests: Vec<Request>) {
-        // What is here already comes before the snapshots, which know only the newest of it.
-        for event in self.inbox.take() {
-            self.session.on(event);
-        }
-        let fleet = self.session.peer().fleet.clone();
-        let mut snapshots: Vec<Snapshot> = Vec::new();
-        for granted in requests
-            .iter()
-            .filter_map(|request| request.granted.as_ref().ok())
-        {
-            let pattern = &granted.pattern;
-            // First listen, then read: what is committed between is told twice and recognised by its commit.
-            match &pattern.agents {
-                Agents::One(agent) => {
-                    let machine = Machine::new(fleet.clone(), agent.clone());
-                    self.shared.hub.listen(&self.inbox, &machine);
-                }
-                Agents::All => {
-                    let machine = self.session.peer().machine();
-                    let channels = Channel::ALL.into_iter().filter(|channel| {
-                        pattern.channels.hold(*channel)
-                            && self.session.allows(&machine.topic(*channel))
-                    });
-                    if let Err(error) = self.watch(channels.collect()).await {
-                        warn!(peer = %self.session.peer(), ?error, "cannot watch the fleet");
-                        return self.session.end(Ended::BrokerFailed);
-                    }
-                }
-            }
-            let session = &self.session;
-            let snapshot = self
-                .shared
-                .store
-                .snapshot(&fleet, pattern, |t| session.allows(t));
-            snapshots.push(snapshot);
-        }
-        self.session.subscribed(packet_id, requests, snapshots);
-    }
-
-    async fn watch(&mut self, channels: Vec<Channel>) -> Result<(), WatchError> {
-        let watch = match self.watch.take() {
-            Some(watch) => watch,
-            None => {
-                let router = Arc::clone(&self.shared.router);
-                let (inbox, fleet) = (Arc::clone(&self.inbox), self.session.peer().fleet.clone());
-                let runtime = tokio::runtime::Handle::current();
-                // The router answers when it comes to it: that must not hold up a worker.
-                tokio::task::spawn_blocking(move || router.watch(inbox, fleet, &runtime))
-                    .await
-                    .map_err(|_| WatchError::Down)??
-            }
-        };
-        let watch = self.watch.insert(watch);
-        for channel in channels {
-            watch.channel(channel).await?;
-        }
-        Ok(())
     }
 
     /// Applies the will, lets go of the client id, and says the last words.
