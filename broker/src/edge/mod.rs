@@ -84,15 +84,11 @@ enum Rejection {
     Upgrade(#[from] UpgradeError),
     #[error("the broker stops")]
     Stopping,
-    /// After its handshake: it is known who.
-    #[error("{1}")]
-    Known(Arc<Peer>, Box<Rejection>),
 }
 
 impl Rejection {
     fn reason(&self) -> Reason {
         match self {
-            Self::Known(_, rejection) => rejection.reason(),
             Self::Connections(_) | Self::Handshakes(_) | Self::Stopping => Reason::Connections,
             Self::Address(_) | Self::AddressHandshakes(_) => Reason::Address,
             Self::Rate => Reason::Rate,
@@ -106,13 +102,25 @@ impl Rejection {
             Self::Full(Full::Unknown(_)) => Reason::Certificate,
         }
     }
+}
 
-    /// Who it is, or claims to be.
-    fn peer(&self) -> Option<Arc<Peer>> {
-        match self {
-            Self::Known(peer, _) => Some(Arc::clone(peer)),
-            Self::Refused(refused) => refused.identity.as_ref().map(|id| Arc::new(Peer::from(id))),
+/// A connection that gets no session.
+#[derive(Debug)]
+struct Rejected {
+    why: Rejection,
+    /// Who it is, or claims to be, when that is known.
+    peer: Option<Arc<Peer>>,
+}
+
+impl From<Rejection> for Rejected {
+    fn from(why: Rejection) -> Self {
+        let peer = match &why {
+            Rejection::Refused(refused) => refused.identity.as_ref().map(Peer::from),
             _ => None,
+        };
+        Self {
+            why,
+            peer: peer.map(Arc::new),
         }
     }
 }
@@ -271,7 +279,7 @@ impl Edge {
     fn take(&self, stream: TcpStream, address: SocketAddr, web: Option<Arc<Origins>>) {
         let (waiting, origin) = match self.admission.admit(address) {
             Ok(admitted) => admitted,
-            Err(rejection) => return self.admission.reject(address, &rejection),
+            Err(rejection) => return self.admission.reject(address, rejection.into()),
         };
         let Some(handshakes) = self.pool.handle() else {
             return;
@@ -295,7 +303,7 @@ impl Edge {
                         }),
                     };
                 }
-                Err(rejection) => admission.reject(address, &rejection),
+                Err(rejected) => admission.reject(address, rejected),
             }
         });
     }
@@ -335,7 +343,7 @@ impl Admission {
         address: SocketAddr,
         web: Option<Arc<Origins>>,
         origin: Counted<Origin>,
-    ) -> Result<(Accepted, Held), Rejection> {
+    ) -> Result<(Accepted, Held), Rejected> {
         let metrics = self.shared.observer.metrics();
         let begun = Instant::now();
         metrics.handshaking.inc();
@@ -353,7 +361,10 @@ impl Admission {
         let peer = Arc::new(Peer::from(admitted.identity()));
         let placed = self.place(stream, address, web, origin, (Arc::clone(&peer), admitted));
         let placed = placed.await;
-        placed.map_err(|rejection| Rejection::Known(peer, Box::new(rejection)))
+        placed.map_err(|why| Rejected {
+            why,
+            peer: Some(peer),
+        })
     }
 
     /// Gives a known client its places.
@@ -461,16 +472,16 @@ impl Admission {
         Ok((authenticated, registered))
     }
 
-    fn reject(&self, address: SocketAddr, rejection: &Rejection) {
-        let stopping = |rejection: &Rejection| matches!(rejection, Rejection::Stopping);
-        if stopping(rejection)
-            || matches!(rejection, Rejection::Known(_, rejection) if stopping(rejection))
-        {
+    fn reject(&self, address: SocketAddr, rejected: Rejected) {
+        let Rejected {
+            why: rejection,
+            peer,
+        } = rejected;
+        if matches!(rejection, Rejection::Stopping) {
             return debug!(%address, "turned away: the broker stops");
         }
         let reason = rejection.reason();
         let (observer, why) = (&self.shared.observer, rejection.to_string());
-        let peer = rejection.peer();
         let origin = match peer.clone() {
             Some(peer) => observe::Origin::of(address, peer),
             None => observe::Origin::unknown(address),
