@@ -200,12 +200,18 @@ impl Pem {
     }
 }
 
-/// Where in the Nix store a file lies, when it does: a secret must not, since everybody can read it there.
+/// Where everybody can read everything.
+pub(crate) const STORE: &str = "/nix/store";
+
+/// Where in the Nix store a file lies, when it does: a secret must not.
 pub(crate) fn in_store(path: &Utf8Path) -> Option<Utf8PathBuf> {
-    // A link into the store is as public as the store.
-    path.canonicalize_utf8()
-        .ok()
-        .filter(|real| real.starts_with("/nix/store"))
+    inside(path, STORE)
+}
+
+/// Where in `folder` a file lies, when it does: a link into it is as public as what it leads to.
+pub(crate) fn inside(path: &Utf8Path, folder: &str) -> Option<Utf8PathBuf> {
+    let real = path.canonicalize_utf8().ok()?;
+    real.starts_with(folder).then_some(real)
 }
 
 pub(crate) fn warn_if_readable_by_others(path: &Utf8Path) {

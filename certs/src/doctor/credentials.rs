@@ -9,6 +9,7 @@ use hoist_protocol::Timestamp;
 use super::Finding;
 use crate::files::read_limited;
 use crate::inspect::{Found, inspect};
+use crate::pem::{STORE, inside};
 use crate::program::{report, show_duration};
 use crate::{CertificateInfo, Credentials, ENDS_SOON, Pem, Role};
 
@@ -53,8 +54,11 @@ fn authority(ca: &Pem, now: Timestamp) -> Finding {
         )
         .advice("give the `ca.pem` that `hoist-certs init` made");
     }
-    // One of several may be past its time while a fleet moves from one to the next.
-    let best = infos.iter().max_by_key(|info| info.not_after);
+    // While a fleet moves from one to the next, one of several may be past its time, or before it.
+    let counts = |info: &CertificateInfo| (info.not_before..=info.not_after).contains(&now);
+    let best = infos
+        .iter()
+        .max_by_key(|info| (counts(info), info.not_after));
     match best {
         Some(info) => in_time(
             "ca",
@@ -158,10 +162,18 @@ fn key(key: &Pem) -> Finding {
 /// That a file with a secret is its owner's alone.
 #[must_use]
 pub fn is_private(check: &'static str, file: &Utf8Path) -> Finding {
-    if file.starts_with("/nix/store") {
+    is_private_outside(check, file, STORE)
+}
+
+fn is_private_outside(check: &'static str, file: &Utf8Path, store: &str) -> Finding {
+    if let Some(real) = inside(file, store) {
+        let leads = match real == file {
+            true => String::new(),
+            false => format!(" leads to {real}, which"),
+        };
         return Finding::wrong(
             check,
-            format!("{file} lies in the Nix store, where everybody can read it"),
+            format!("{file}{leads} lies in the Nix store, where everybody can read it"),
         )
         .advice("issue a new one, and keep it outside of the store");
     }
@@ -253,8 +265,11 @@ mod tests {
     use hoist_protocol::{AgentName, FleetName};
 
     use super::super::Verdict;
+    use zeroize::Zeroizing;
+
+    use super::authority as authority_of;
     use super::*;
-    use crate::authority::{Authority, days};
+    use crate::authority::{Authority, Validity, days};
 
     const WANTED: Wanted = Wanted {
         roles: &[Role::Agent],
@@ -329,6 +344,29 @@ mod tests {
     }
 
     #[test]
+    fn while_a_fleet_moves_to_another_ca_one_whose_time_is_now_is_enough() {
+        let between = |from, until| {
+            let validity = Validity::between(now().plus(days(from)), now().plus(days(until)));
+            let fleet = FleetName::new("prod").unwrap();
+            let ca = Authority::create(&fleet, validity).unwrap();
+            ca.certificate_pem().to_owned()
+        };
+        let (now_good, later) = (between(0, 100), between(50, 800));
+        let look = |cas: &[&str], day| {
+            let pem = Pem::Inline(Zeroizing::new(cas.concat()));
+            authority_of(&pem, now().plus(days(day)))
+        };
+        for cas in [[&*now_good, &*later], [&*later, &*now_good]] {
+            for day in [1, 60, 200] {
+                assert_eq!(look(&cas, day).verdict(), Verdict::Ok, "on day {day}");
+            }
+            assert!(look(&cas, 900).message().contains("expired"));
+        }
+        let early = look(&[&later], 1);
+        assert!(early.message().contains("not valid before"), "{early:?}");
+    }
+
+    #[test]
     fn a_ca_that_has_not_issued_the_certificate_is_found() {
         let files = files(&authority(), &authority(), Role::Agent);
         let findings = look(&files.credentials, now());
@@ -357,6 +395,26 @@ mod tests {
         let finding = key(&files.credentials.key);
         assert_eq!(finding.verdict(), Verdict::Wrong);
         assert!(finding.message().contains("0644"), "{finding:?}");
+    }
+
+    #[test]
+    fn a_key_that_leads_into_the_store_is_found() {
+        let ca = authority();
+        let files = files(&ca, &ca, Role::Agent);
+        let Pem::File(path) = &files.credentials.key else {
+            unreachable!("it was made as a file")
+        };
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = Utf8PathBuf::from_path_buf(elsewhere.path().join("key")).unwrap();
+        std::os::unix::fs::symlink(path, &link).unwrap();
+        assert_eq!(is_private("key", &link).verdict(), Verdict::Ok);
+        let real = path.canonicalize_utf8().unwrap();
+        let store = real.parent().unwrap().as_str();
+        for file in [&link, &real] {
+            let finding = is_private_outside("key", file, store);
+            assert_eq!(finding.verdict(), Verdict::Wrong);
+            assert!(finding.message().contains(real.as_str()), "{finding:?}");
+        }
     }
 
     #[test]
