@@ -146,6 +146,14 @@ fn lock_path(state: &Utf8Path) -> Utf8PathBuf {
     state.join("lock")
 }
 
+/// What a read fails with when the file's blocks are gone. Any other error is not about what is in the file.
+const BLOCKS_GONE: &[Errno] = &[
+    Errno::IO,
+    Errno::BADMSG,
+    #[cfg(target_os = "linux")]
+    Errno::UCLEAN,
+];
+
 /// Reads one of the two files.
 fn find(path: &Utf8Path) -> Result<Found, LedgerError> {
     let mut bytes = Vec::new();
@@ -154,8 +162,7 @@ fn find(path: &Utf8Path) -> Result<Found, LedgerError> {
         Ok(_) => Ok(Some(decode(&bytes))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => match Errno::from_io_error(&error) {
-            // Of a file whose blocks are gone; any other error is not about what is in the file.
-            Some(Errno::IO | Errno::BADMSG | Errno::UCLEAN) => {
+            Some(errno) if BLOCKS_GONE.contains(&errno) => {
                 Ok(Some(Err(Damage::Unreadable(error))))
             }
             _ => Err(io_error("read the ledger", path)(error)),
