@@ -33,6 +33,9 @@ const FILES_SLACK: usize = 4;
 /// and the count is taken when it may not know as many yet.
 const STATE_SLACK: u64 = 128 * 1024;
 
+/// After how many deployments it says how far it is.
+const PROGRESS: u32 = 50;
+
 /// Deploys to one machine again and again, kills what can be killed, and looks at what is left
 #[derive(Parser)]
 #[command(name = "hoist-soak")]
@@ -96,6 +99,9 @@ pub fn soak(world: &World, deployments: u32) -> Result<Report> {
             })?;
         ensure!(ids.insert(id), "{id} was used twice");
         *outcomes.entry(state.to_string()).or_default() += 1;
+        if (step.number + 1).is_multiple_of(PROGRESS) {
+            eprintln!("{} of {deployments} deployments", step.number + 1);
+        }
         kills += u32::from(step.kill.is_some());
         // A few deployments after the agent has started: it has all that it needs by then.
         if step.number == deployments / 2 + deployments / 10 {
