@@ -162,9 +162,7 @@ fn find(path: &Utf8Path) -> Result<Found, LedgerError> {
         Ok(_) => Ok(Some(decode(&bytes))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => match Errno::from_io_error(&error) {
-            Some(errno) if BLOCKS_GONE.contains(&errno) => {
-                Ok(Some(Err(Damage::Unreadable(error))))
-            }
+            Some(errno) if BLOCKS_GONE.contains(&errno) => Ok(Some(Err(Damage::Unreadable(error)))),
             _ => Err(io_error("read the ledger", path)(error)),
         },
     }
