@@ -1,7 +1,7 @@
 //! A plain user whose home is deployed: no root, the user's own service manager, and the store behind Nix's daemon.
 
 use anyhow::Result;
-use hoist_protocol::{Reason, State, Status, Text};
+use hoist_protocol::{HealthCheck, Probe, Reason, State, Status, Text, UnitName};
 use hoist_tests::closure::Closure;
 use hoist_tests::machine::Deployable as _;
 use hoist_tests::nspawn::{AGENT, Trust, USER, UserMachine, booted_scenario};
@@ -87,8 +87,15 @@ fn tells_what_came_last(world: &World, user: &UserMachine) -> Result<()> {
     assert_eq!(user.profile(profile)?, Some(tools));
     assert_eq!(user.current_system()?, home);
 
+    // The units that are checked are the user's: of the two services the machine's manager knows only one.
     let next = user.push(world, &user.home("4"))?;
-    let status = world.carry_out(user, &next)?;
+    let mut forge = world.forge(user, &next)?;
+    for unit in [AGENT, "web.service"] {
+        let probe = Probe::Unit(UnitName::new(unit)?);
+        forge.target.health_checks.push(HealthCheck::new(probe));
+    }
+    let id = world.publish(&forge)?;
+    let status = world.settled(user, id)?;
     assert_eq!(status.state, State::Succeeded, "{}", status.message);
     Ok(())
 }
