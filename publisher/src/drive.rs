@@ -9,7 +9,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::console::Console;
 use crate::duration;
-use crate::follow::{Action, Heard, Run};
+use crate::follow::{Action, Cancelled, Heard, Run};
 use crate::lines_shown::LinesShown;
 use crate::link::{Event, Filter, Link, LinkError, Ticket, filters};
 use crate::rollout::{Decision, Pace, Why};
@@ -42,6 +42,8 @@ pub enum Stop {
     Over,
     /// A rollout goes no further.
     Halted(Why),
+    /// Somebody has cancelled the rollout.
+    Cancelled(Cancelled),
     /// The time was up.
     TimeUp,
     /// The user or the system asked for it.
@@ -124,6 +126,9 @@ impl<'a> Driver<'a> {
     ) -> Stop {
         let mut deadline = tokio::time::Instant::from_std(begin) + self.timeout;
         loop {
+            if let Some(pace) = &mut pace {
+                self.notice(run, pace);
+            }
             for action in run.actions(begin.elapsed()) {
                 self.act(run, &action);
             }
@@ -135,6 +140,9 @@ impl<'a> Driver<'a> {
                 Some(pace) => match pace.decide(run.tally(at, wall), at) {
                     Some(Decision::Done) => return Stop::Over,
                     Some(Decision::Stop(why)) => return Stop::Halted(why),
+                    Some(Decision::Cancelled) => {
+                        return run.cancelled().cloned().map_or(Stop::Over, Stop::Cancelled);
+                    }
                     Some(Decision::Release(batch)) => {
                         self.release(run, pace, batch, at);
                         deadline = tokio::time::Instant::now() + self.timeout;
@@ -160,6 +168,20 @@ impl<'a> Driver<'a> {
                 Ok(()) => {}
                 Err(error) => return Stop::Lost(error),
             }
+        }
+    }
+
+    /// Sees to it that nothing more begins once somebody has cancelled the rollout.
+    fn notice(&self, run: &mut Run, pace: &mut Pace) {
+        let Some(said) = run.cancelled().map(Cancelled::said) else {
+            return;
+        };
+        if pace.cancel() {
+            run.halt();
+            self.console.note(&format!(
+                "the rollout was cancelled {said}: no further batch comes, and machines that have begun are followed to \
+                 their end"
+            ));
         }
     }
 

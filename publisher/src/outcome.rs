@@ -194,7 +194,7 @@ Exit codes:
   4    rolled back on a machine: it runs what it ran before
   5    rejected by a machine
   6    timed out: a machine was still under way, or silent
-  7    superseded or cancelled by a newer deployment
+  7    superseded or cancelled by a newer deployment, or the rollout was cancelled before a machine's batch came
   8    offline or held: every machine is, or with `--wait all` one stayed so
   9    expired before a machine saw it
   130  interrupted; the machines go on by themselves

@@ -33,13 +33,54 @@ pub enum PlanError {
     Signer(KeyName, #[source] SignerError),
 }
 
+/// What becomes of the hold from afar that a machine may be under.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Hold {
+    /// It stays: whoever deploys to a machine that somebody holds does not let it go.
+    Stays(Held),
+    /// This takes its place, as somebody asked for.
+    Set(Held),
+}
+
+impl Hold {
+    /// What the deployment says.
+    #[must_use]
+    pub const fn held(self) -> Held {
+        match self {
+            Self::Stays(held) | Self::Set(held) => held,
+        }
+    }
+
+    /// Whether being held is what was asked for.
+    #[must_use]
+    pub fn is_asked_for(self) -> bool {
+        matches!(self, Self::Set(held) if held != Held::No)
+    }
+
+    /// Whether the machine is held already, and goes on to be.
+    #[must_use]
+    pub fn goes_on(self) -> bool {
+        matches!(self, Self::Stays(held) if held != Held::No)
+    }
+
+    /// What a deployment that somebody made says of that: one that only says again what the machine had before is
+    /// published for the sake of the hold.
+    fn of(deployment: &Deployment) -> Self {
+        let parts = deployment.parts();
+        match parts.renews {
+            Some(_) => Self::Set(parts.held),
+            None => Self::Stays(parts.held),
+        }
+    }
+}
+
 /// What is wished for one machine.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Wish {
     /// What it runs.
     pub target: Target,
     /// Whether it is held.
-    pub held: Held,
+    pub hold: Hold,
     /// Which deployment ends by it.
     pub cancels: Option<DeploymentId>,
     /// Which deployment it only says again.
@@ -56,7 +97,7 @@ impl Wish {
     pub const fn of(target: Target) -> Self {
         Self {
             target,
-            held: Held::No,
+            hold: Hold::Stays(Held::No),
             cancels: None,
             renews: None,
             rollout: None,
@@ -88,8 +129,8 @@ pub struct Signed {
     pub order: Order,
     /// When it ends.
     pub expires: Timestamp,
-    /// Whether it holds the machine: then being held is what was asked for.
-    pub holds: bool,
+    /// Whether it holds the machine.
+    pub hold: Hold,
     /// What goes to the machine's `deploy` topic.
     pub envelope: Vec<u8>,
     /// What the machine calls the envelope when it trusts nothing in it.
@@ -112,7 +153,7 @@ impl Signed {
             machine: deployment.machine().clone(),
             order: deployment.order(),
             expires: deployment.expires(),
-            holds: deployment.parts().held != Held::No,
+            hold: Hold::of(deployment),
             digest: digest(&envelope),
             envelope,
         }
@@ -131,12 +172,14 @@ impl Orders<'_> {
         known: KnownOrders,
         id: DeploymentId,
     ) -> Result<Signed, PlanError> {
+        let hold = wish.hold;
         let mut draft = self.draft(machine, wish, known, id)?;
         for signer in self.signers {
             let signed = signer.sign(&mut draft).await;
             signed.map_err(|error| PlanError::Signer(signer.name().clone(), error))?;
         }
-        Signed::new(&draft).map_err(PlanError::Sign)
+        let signed = Signed::new(&draft).map_err(PlanError::Sign)?;
+        Ok(Signed { hold, ..signed })
     }
 
     /// Orders and builds a deployment, and sees to it that it could be signed.
@@ -157,7 +200,7 @@ impl Orders<'_> {
             issued: self.now,
             expires: self.now.plus(self.valid_for),
             target: wish.target,
-            held: wish.held,
+            held: wish.hold.held(),
             cancels: wish.cancels,
             renews: wish.renews,
             provenance: Provenance {

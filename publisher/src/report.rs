@@ -5,11 +5,12 @@
 //! ```json
 //! { "schema": 1, "command": "deploy", "fleet": "prod", "exit_code": 4, "seconds": 12.5,
 //!   "interrupted": false, "warnings": ["…"],
-//!   "rollout": { "id": "…", "batches": 4, "batch": 2, "stopped": true },
+//!   "rollout": { "id": "…", "batches": 4, "batch": 2, "stopped": true,
+//!     "cancelled_by": null },
 //!   "machines": [ { "agent": "web-1", "outcome": "rolled_back", "reason": "health_check_failed",
 //!     "message": "…", "id": "…", "epoch": 0, "sequence": 1795000000000, "expires": "…", "path": "/nix/store/…",
 //!     "digest": "a1ff…", "previous_path": "…", "current_path": "…", "superseded_by": null, "kind": "nixos",
-//!     "batch": 2, "sent_back": "…",
+//!     "batch": 2, "stays_held": false, "sent_back": "…",
 //!     "closure_size": 1300000000, "fetched_bytes": 12000000, "needs_reboot": true, "reboot_reasons": ["kernel"],
 //!     "changes": { "packages_added": 0, "packages_removed": 0, "packages_changed": 3, "size_difference": 12582912,
 //!       "packages": [ { "name": "openssl", "from": "3.0.1", "to": "3.0.2" } ] },
@@ -31,6 +32,9 @@ use crate::follow::{End, Said};
 use crate::outcome::{Exit, Outcome};
 use crate::plan::Signed;
 use crate::said;
+
+/// What is to be said of a machine that stays held, and has not said so itself.
+const ON_RELEASE: &str = "held: it takes this on release";
 
 /// The version of the JSON.
 pub const SCHEMA: u32 = 1;
@@ -75,6 +79,8 @@ pub struct RolloutReport {
     pub batch: u16,
     /// Whether it stopped because too many machines had failed.
     pub stopped: bool,
+    /// The deployment with which somebody cancelled it.
+    pub cancelled_by: Option<DeploymentId>,
 }
 
 impl RolloutReport {
@@ -86,6 +92,7 @@ impl RolloutReport {
             batches: 1,
             batch: 1,
             stopped: false,
+            cancelled_by: None,
         }
     }
 }
@@ -145,6 +152,11 @@ pub struct MachineReport {
     pub superseded_by: Option<DeploymentId>,
     /// In which batch of a rollout it came, or would have come, counted from 1.
     pub batch: Option<u16>,
+    /// Whether the machine was held from afar, and stays so: it takes the deployment when it is released.
+    pub stays_held: bool,
+    /// Whether the machine keeps what a rollout that failed has brought, since its way back was not published.
+    #[serde(skip)]
+    pub keeps_it: bool,
     /// The deployment that sent the machine back because the rollout had failed.
     pub sent_back: Option<DeploymentId>,
     /// How the closure was activated, as the machine says.
@@ -187,6 +199,8 @@ impl MachineReport {
             current_path: said.current_path.clone(),
             superseded_by: end.superseded_by,
             batch: None,
+            stays_held: signed.hold.goes_on(),
+            keeps_it: false,
             sent_back: None,
             kind: said.kind.clone(),
             closure_size: said.closure_size,
@@ -229,6 +243,8 @@ impl MachineReport {
             current_path: None,
             superseded_by: None,
             batch: None,
+            stays_held: false,
+            keeps_it: false,
             sent_back: None,
             kind: None,
             closure_size: None,
@@ -302,13 +318,39 @@ impl MachineReport {
                 .changes
                 .as_ref()
                 .map_or_else(String::new, said::changes);
-            let parts = [went, changes, reboot, self.outcome.advice("").to_owned()];
+            let held = match self.outcome {
+                Outcome::Published if self.stays_held => ON_RELEASE.to_owned(),
+                _ => String::new(),
+            };
+            let parts = [
+                went,
+                changes,
+                reboot,
+                held,
+                self.outcome.advice("").to_owned(),
+            ];
             return joined(&parts);
         }
+        let held = match self.outcome {
+            Outcome::Offline | Outcome::TimedOut | Outcome::UnderWay if self.stays_held => {
+                ON_RELEASE
+            }
+            _ => "",
+        };
+        let back = format!(
+            "it keeps that; `hoist rollback {}` sends it back",
+            self.agent
+        );
         let logs = format!("see `hoist logs {}`", self.agent);
         let advice = self.reason.and_then(said::advice);
-        let advice = advice.unwrap_or_else(|| self.outcome.advice(&logs));
-        format!("{reason}{}", joined(&[message, advice.to_owned()]))
+        let advice = match self.keeps_it {
+            true => &back,
+            false => advice.unwrap_or_else(|| self.outcome.advice(&logs)),
+        };
+        format!(
+            "{reason}{}",
+            joined(&[message, held.to_owned(), advice.to_owned()])
+        )
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use hoist_certs::mqtt::ConnectFailure;
 use hoist_protocol::{
     AgentName, Channel, FleetName, History, KnownOrders, Machine, Presence, ReportError, Status,
-    Text, Topic, TrustedKeys, VerifyError,
+    Text, Topic, TrustedKeys, VerifiedDeployment, VerifyError,
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -83,13 +83,13 @@ impl Seen {
         self.status.is_some() || self.presence.is_some() || self.unreadable.is_some()
     }
 
-    /// What a next deployment has to be ordered after, and why the retained one is not among it.
+    /// What a next deployment has to be ordered after, and the retained one, or why that is not among it.
     #[must_use]
     pub fn orders(
         &self,
         machine: &Machine,
         trusted: &TrustedKeys,
-    ) -> (KnownOrders, Option<VerifyError>) {
+    ) -> (KnownOrders, Option<Result<VerifiedDeployment, VerifyError>>) {
         let verified = self
             .deploy
             .as_ref()
@@ -101,16 +101,12 @@ impl Seen {
                 .as_ref()
                 .map(|status| (status.floor_epoch, status.floor)),
         };
-        match verified {
-            Some(Ok(retained)) => {
-                let order = retained.deployment().order();
-                known.retained = Some((order.epoch, order.sequence));
-                (known, None)
-            }
-            // Who signed it is unknown here, so it may not push our order up.
-            Some(Err(error)) => (known, Some(error)),
-            None => (known, None),
+        // Where it is unknown here who signed it, it may not push our order up.
+        if let Some(Ok(retained)) = &verified {
+            let order = retained.deployment().order();
+            known.retained = Some((order.epoch, order.sequence));
         }
+        (known, verified)
     }
 }
 

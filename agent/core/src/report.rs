@@ -151,10 +151,10 @@ pub(crate) fn waiting(agent: &Agent, moment: &Moment) -> Status {
         (Some(Wait::HeldFromAfar(until)), _) => (
             State::Held,
             match until {
-                Some(until) => format!(
-                    "the deployment holds the machine until {until}; a newer one releases it before that"
-                ),
-                None => "the deployment holds the machine: a newer one releases it".to_owned(),
+                Some(until) => {
+                    format!("held from afar until {until}; `hoist release` ends that before")
+                }
+                None => "held from afar; `hoist release` ends that".to_owned(),
             },
         ),
         (Some(Wait::Spread(begins)), _) => (

@@ -1,14 +1,19 @@
 //! `hoist cancel`: what machines have not begun to activate is not activated any more.
 
+use std::fmt;
+
 use clap::Args;
-use hoist_protocol::{DeploymentId, Goal, Rollout, State, Target};
+use hoist_protocol::{AgentName, DeploymentId, Goal, Held, Presence, Rollout, State, Target};
+use uuid::Uuid;
 
 use super::CommandError;
-use super::choosing::{self, About, Choice, Choose, ChosenArgs};
+use super::choosing::{self, About, Choice, Choose, Chosen, ChosenArgs, Fleet};
+use super::standing::Standing;
 use crate::outcome::Exit;
 use crate::plan::Wish;
 use crate::select::Selector;
 use crate::settings::Flags;
+use crate::snapshot::Seen;
 
 pub(crate) const CANCEL_EXAMPLES: &str = "\
 Examples:
@@ -18,8 +23,12 @@ Examples:
 
 A deployment that names the cancelled one takes its place and leaves the machine as it is: nothing is fetched or
 activated. What is being activated comes to its end; where it was carried out before it could be cancelled the
-outcome is `rejected` (too_late), and `hoist rollback` takes it back. A `hoist deploy` that is rolling out has to be
-stopped first (Ctrl-C): the batches that have not come are not on any topic.";
+outcome is `rejected` (too_late), and `hoist rollback` takes it back. With --rollout alone the whole rollout is
+cancelled: a `hoist deploy` that is rolling out sees it, wherever it runs, and begins no further batch. Where no machine
+has anything left to cancel but batches are to come, one machine is told once more what it has, as the sign for that.";
+
+/// Most rollouts that are named when one is not found.
+const NAMED: usize = 4;
 
 /// `hoist cancel`
 #[derive(Debug, Args)]
@@ -46,7 +55,8 @@ pub async fn run(args: &CancelArgs, flags: Flags) -> Result<Exit, CommandError> 
         .map(WhichRollout::parse)
         .transpose()?;
     let of = (&args.agents[..], &args.chosen);
-    let cancel = Box::new(Cancel { rollout });
+    let whole = args.agents.is_empty();
+    let cancel = Box::new(Cancel { rollout, whole });
     choosing::run("cancel", "cancel deployments", of, flags, cancel).await
 }
 
@@ -75,8 +85,19 @@ impl WhichRollout {
     }
 }
 
+impl fmt::Display for WhichRollout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Short(short) => f.write_str(short),
+        }
+    }
+}
+
 struct Cancel {
     rollout: Option<WhichRollout>,
+    /// The rollout itself is meant, and not only what some machines have of it.
+    whole: bool,
 }
 
 impl Choose for Cancel {
@@ -109,7 +130,6 @@ impl Choose for Cancel {
         }
         if let Ok(standing) = &standing
             && standing.parts().target.goal == Goal::Stay
-            && !standing.is_held(about.now)
         {
             return Ok(Choice::Skip(
                 "what it had to do is cancelled already".to_owned(),
@@ -121,11 +141,85 @@ impl Choose for Cancel {
         };
         let wish = Wish {
             cancels: Some(id),
-            rollout: part,
+            // Whoever rolls out sees by that that the rollout is cancelled, and not only what one machine has of it.
+            rollout: part.filter(|_| self.whole),
             ..Wish::of(Target::new(Goal::Stay))
         };
         Ok(Choice::Send(Box::new(wish), said))
     }
+
+    fn complete(&self, chosen: &mut Chosen, fleet: &Fleet<'_>) -> Result<(), CommandError> {
+        let Some(meant) = &self.rollout else {
+            return Ok(());
+        };
+        if chosen.is_empty() {
+            return Err(none_of(meant, fleet));
+        }
+        if self.whole
+            && chosen.wishes.is_empty()
+            && let Some((agent, standing, part)) = to_mark(meant, fleet)
+        {
+            let held = match standing.is_held(fleet.now) {
+                true => standing.parts().held,
+                false => Held::No,
+            };
+            let wish = Wish {
+                rollout: Some(part),
+                ..standing.again(held, fleet.now)
+            };
+            let said = format!(
+                "told once more what it has, as the sign that the rollout is cancelled: {} of its {} batches have come",
+                part.batch, part.batches
+            );
+            chosen.send_instead(agent, wish, said);
+        }
+        Ok(())
+    }
+}
+
+/// That no machine has anything of it, with what there is.
+fn none_of(meant: &WhichRollout, fleet: &Fleet<'_>) -> CommandError {
+    let parts = fleet.standing();
+    let ids = parts.filter_map(|(_, _, standing)| Some(standing.parts().provenance.rollout?.id));
+    let mut ids: Vec<Uuid> = ids.collect();
+    // The ids of version 7 begin with the time.
+    ids.sort_unstable();
+    ids.dedup();
+    let newest = ids.iter().rev().take(NAMED);
+    CommandError::NoSuchRollout {
+        id: meant.to_string(),
+        known: newest.map(|id| DeploymentId::new(*id).short()).collect(),
+    }
+}
+
+/// A machine that a cancelled rollout can be marked on, and the last batch that has come. None where all have, or where
+/// the rollout is cancelled already.
+fn to_mark<'a>(
+    meant: &WhichRollout,
+    fleet: &'a Fleet<'_>,
+) -> Option<(&'a AgentName, Standing, Rollout)> {
+    let of_it = |(agent, seen, standing): (&'a AgentName, &'a Seen, Standing)| {
+        let part = standing.parts().provenance.rollout?;
+        meant.is(&part).then_some((agent, seen, standing, part))
+    };
+    let all: Vec<_> = fleet.standing().filter_map(of_it).collect();
+    let last = all
+        .iter()
+        .map(|(_, _, _, part)| *part)
+        .max_by_key(|part| part.batch)?;
+    let is_cancelled = |standing: &Standing| {
+        let parts = standing.parts();
+        parts.target.goal == Goal::Stay || parts.renews.is_some()
+    };
+    let is_open = last.batch < last.batches && !all.iter().any(|(_, _, one, _)| is_cancelled(one));
+    // One that answers at once, and well.
+    let worth = |seen: &Seen| {
+        let is_good = (seen.status.as_ref()).is_some_and(|status| status.state.is_good());
+        (seen.presence == Some(Presence::Online), is_good)
+    };
+    let best = all.into_iter().max_by_key(|(_, seen, _, _)| worth(seen))?;
+    let (agent, _, standing, _) = best;
+    is_open.then_some((agent, standing, last))
 }
 
 /// How a deployment ended on a machine, by what that says.
@@ -152,7 +246,7 @@ mod tests {
     #[test]
     fn a_rollout_is_named_by_its_id_or_the_end_of_that() {
         let rollout = Rollout {
-            id: uuid::Uuid::from_u128(0x0196_0000_0000_7000_8000_0000_ABCD_EF01),
+            id: Uuid::from_u128(0x0196_0000_0000_7000_8000_0000_ABCD_EF01),
             batch: 1,
             batches: 1,
         };

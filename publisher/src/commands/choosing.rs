@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use clap::Args;
 use hoist_certs::Role;
 use hoist_certs::program::now;
-use hoist_protocol::{AgentName, FleetName, Machine, Timestamp, TrustedKeys};
+use hoist_protocol::{AgentName, FleetName, Held, Machine, Timestamp, TrustedKeys};
 
 use super::ending::NAMED;
 use super::making::Warnings;
 use super::send::{Sending, Task};
-use super::standing::{NotStanding, Standing};
+use super::standing::{NotStanding, Standing, hold};
 use super::{CommandError, preview, unknown_machine};
 use crate::console::Console;
 use crate::flags::{DeploymentArgs, FollowArgs, SelectionArgs};
 use crate::link::Link;
 use crate::outcome::Exit;
-use crate::plan::Wish;
+use crate::plan::{Hold, Wish};
 use crate::report::{Closure, MachineReport};
 use crate::select::{Selection, Selector};
 use crate::settings::{Flags, Settings, SigningFlags, process_environment};
@@ -68,6 +68,15 @@ impl About<'_> {
     pub(super) fn standing(&self) -> Result<Standing, NotStanding> {
         Standing::of(self.machine, self.seen, self.trusted, self.now)
     }
+
+    /// The hold that it is under by what lies on its topic.
+    fn hold(&self) -> Held {
+        let (_, retained) = self.seen.orders(self.machine, self.trusted);
+        match retained {
+            Some(Ok(retained)) => hold(retained.deployment().parts(), self.now),
+            Some(Err(_)) | None => Held::No,
+        }
+    }
 }
 
 /// Decides on one machine at a time.
@@ -77,6 +86,32 @@ pub(super) trait Choose {
     /// # Errors
     /// [`CommandError`] when the command line itself is to blame.
     fn choose(&self, about: &About<'_>) -> Result<Choice, CommandError>;
+
+    /// Looks at the whole once each was decided on.
+    ///
+    /// # Errors
+    /// [`CommandError`] when it comes to nothing that was meant.
+    fn complete(&self, _chosen: &mut Chosen, _fleet: &Fleet<'_>) -> Result<(), CommandError> {
+        Ok(())
+    }
+}
+
+/// All that is known of the fleet.
+pub(super) struct Fleet<'a> {
+    pub(super) snapshot: &'a Snapshot,
+    pub(super) trusted: &'a TrustedKeys,
+    pub(super) now: Timestamp,
+}
+
+impl Fleet<'_> {
+    /// What lies on the topics of its machines, where it may be signed again.
+    pub(super) fn standing(&self) -> impl Iterator<Item = (&AgentName, &Seen, Standing)> {
+        (self.snapshot.machines().iter()).filter_map(|(agent, seen)| {
+            let machine = Machine::new(self.snapshot.fleet().clone(), agent.clone());
+            let standing = Standing::of(&machine, seen, self.trusted, self.now).ok()?;
+            Some((agent, seen, standing))
+        })
+    }
 }
 
 /// What was decided on all of them.
@@ -117,7 +152,10 @@ impl Chosen {
                 now: at,
             };
             match choose.choose(&about)? {
-                Choice::Send(wish, said) => {
+                Choice::Send(mut wish, said) => {
+                    if let Hold::Stays(held) = &mut wish.hold {
+                        *held = about.hold();
+                    }
                     chosen.wishes.insert(agent.clone(), *wish);
                     chosen.said.insert(agent.clone(), said);
                 }
@@ -134,7 +172,26 @@ impl Chosen {
                 Choice::NotMeant => {}
             }
         }
+        let fleet = Fleet {
+            snapshot,
+            trusted,
+            now: at,
+        };
+        choose.complete(&mut chosen, &fleet)?;
         Ok(chosen)
+    }
+
+    /// Whether no machine is meant at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.wishes.is_empty() && self.others.is_empty()
+    }
+
+    /// Makes a deployment all the same for a machine for which there was nothing to do.
+    pub(super) fn send_instead(&mut self, agent: &AgentName, wish: Wish, said: String) {
+        self.others.retain(|report| report.agent != *agent);
+        self.skipped.remove(agent);
+        self.wishes.insert(agent.clone(), wish);
+        self.said.insert(agent.clone(), said);
     }
 
     /// Says it, before anything is published.

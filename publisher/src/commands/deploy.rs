@@ -100,6 +100,9 @@ pub struct DeployArgs {
     /// has changed on them since
     #[arg(long)]
     pub no_skip: bool,
+    /// Let machines go that `hoist hold` holds; otherwise they stay held, and take the deployment when they are released
+    #[arg(long, conflicts_with = "signed")]
+    pub release: bool,
     /// Machines one after the other
     #[command(flatten)]
     pub rollout: RolloutArgs,
@@ -234,6 +237,7 @@ async fn deploy(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
     }
     sending.rollout = rollout;
     sending.skips = !args.no_skip;
+    sending.releases = args.release;
     sending.way_back = options(&args.activation, &CheckArgs::default()).of_a_way_back();
     sending.run(Task::Targets(targets, selection)).await
 }

@@ -38,7 +38,8 @@ enum Would {
 }
 
 impl Would {
-    fn of(seen: Option<&Seen>, path: &StorePath) -> Self {
+    /// `stays_held` is one that a deployment holds, by its own word.
+    fn of(seen: Option<&Seen>, path: &StorePath, stays_held: bool) -> Self {
         let Some(seen) = seen.filter(|seen| seen.has_reported()) else {
             return Self::BeUnknown;
         };
@@ -46,7 +47,7 @@ impl Would {
         if status.and_then(|status| status.current_path.as_ref()) == Some(path) {
             return Self::BeUnchanged;
         }
-        if status.is_some_and(|status| status.held || status.state == State::Held) {
+        if stays_held || status.is_some_and(|status| status.held) {
             return Self::BeHeld;
         }
         match seen.presence {
@@ -134,7 +135,7 @@ fn rows(args: &DeployArgs, spec: &Spec, selection: &Selection, snapshot: &Snapsh
             let status = seen.and_then(|seen| seen.status.as_ref());
             Row {
                 agent: agent.clone(),
-                would: Would::of(seen, &wanted.path),
+                would: Would::of(seen, &wanted.path, stays_held(args, seen)),
                 presence: seen.and_then(|seen| seen.presence).map(Presence::as_str),
                 current_path: status.and_then(|status| status.current_path.clone()),
                 path: wanted.path.clone(),
@@ -145,7 +146,10 @@ fn rows(args: &DeployArgs, spec: &Spec, selection: &Selection, snapshot: &Snapsh
     if let Some(rollout) = args.rollout.rollout() {
         let known: Vec<Known> = rows
             .iter()
-            .map(|row| Known::of(snapshot.machine(&row.agent), Some(&row.path)))
+            .map(|row| {
+                let seen = snapshot.machine(&row.agent);
+                Known::of(seen, Some(&row.path), stays_held(args, seen))
+            })
             .collect();
         let (batches, _) = divide(rollout.division, &known);
         for (row, batch) in rows.iter_mut().zip(batches) {
@@ -154,6 +158,12 @@ fn rows(args: &DeployArgs, spec: &Spec, selection: &Selection, snapshot: &Snapsh
         rows.sort_by_key(|row| row.batch);
     }
     rows
+}
+
+/// Whether a machine says that a deployment holds it, and is not to be let go.
+fn stays_held(args: &DeployArgs, seen: Option<&Seen>) -> bool {
+    let status = seen.and_then(|seen| seen.status.as_ref());
+    !args.release && status.is_some_and(|status| status.state == State::Held && !status.held)
 }
 
 fn table(rows: &[Row], page: Page) -> String {

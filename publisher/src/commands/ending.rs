@@ -47,6 +47,7 @@ impl Ending<'_> {
             Stop::Over | Stop::Halted(_) | Stop::TimeUp => {
                 exit_of(&report.outcomes(), self.waits_for_all)
             }
+            Stop::Cancelled(_) => exit_of_cancelled(&report.outcomes(), self.waits_for_all),
             Stop::Interrupted => Exit::Interrupted,
             Stop::Lost(_) => Exit::Error,
         };
@@ -63,7 +64,7 @@ impl Ending<'_> {
             print(&report.table()).map_err(CommandError::Output)?;
         }
         match stop {
-            Stop::Over | Stop::Halted(_) => {}
+            Stop::Over | Stop::Halted(_) | Stop::Cancelled(_) => {}
             Stop::TimeUp => console.note(&format!(
                 "the time was up after {}; {}",
                 crate::duration::show(self.timeout),
@@ -123,6 +124,19 @@ impl Sending<'_> {
     }
 }
 
+/// The exit code of a rollout that somebody cancelled: it is the reason why batches did not come, and no success.
+fn exit_of_cancelled(outcomes: &[Outcome], waited_for_all: bool) -> Exit {
+    let of_cancelled = |outcome: &Outcome| match outcome {
+        Outcome::NotBegun => Outcome::Cancelled,
+        outcome => *outcome,
+    };
+    let outcomes: Vec<Outcome> = outcomes.iter().map(of_cancelled).collect();
+    match exit_of(&outcomes, waited_for_all) {
+        Exit::Ok | Exit::Offline => Exit::Superseded,
+        graver => graver,
+    }
+}
+
 /// A failure to write what CI is shown: what was done is done.
 fn not_written(console: &Console, path: &Utf8Path, written: std::io::Result<()>) {
     if let Err(error) = written {
@@ -167,4 +181,22 @@ fn how_to_watch(report: &Report) -> String {
         open.join(" "),
         open[0]
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rollout_that_was_cancelled_is_no_success_and_hides_no_failure() {
+        let exit = |outcomes: &[Outcome]| exit_of_cancelled(outcomes, false);
+        let done = [Outcome::Succeeded, Outcome::NotBegun];
+        assert_eq!(exit(&done), Exit::Superseded);
+        assert_eq!(exit(&[Outcome::Succeeded]), Exit::Superseded);
+        assert_eq!(exit(&[Outcome::Offline]), Exit::Superseded);
+        assert_eq!(
+            exit(&[Outcome::RolledBack, Outcome::NotBegun]),
+            Exit::RolledBack
+        );
+    }
 }

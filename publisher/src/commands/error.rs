@@ -61,6 +61,21 @@ pub enum CommandError {
     /// A rollout's id is none.
     #[error("the value of --rollout is neither an id nor the last 8 digits of one")]
     Rollout(#[source] hoist_protocol::DeploymentIdError),
+    /// No machine has anything of the rollout.
+    #[error(
+        "no machine that is meant has a deployment of the rollout `{id}` as its newest{}; it is over on every machine, or \
+         the id is wrong",
+        match &known[..] {
+            [] => String::new(),
+            known => format!(" (rollouts that machines have: {})", known.join(", ")),
+        }
+    )]
+    NoSuchRollout {
+        /// As it was given.
+        id: String,
+        /// The newest that there are, by the end of their ids.
+        known: Vec<String>,
+    },
     /// Machines would be let go by an expiry, not by the time that was asked for.
     #[error("--for is not shorter than --expires: a deployment that has expired holds nothing")]
     HoldTooLong,
@@ -245,6 +260,7 @@ impl CommandError {
             | Self::Snapshot(_)
             | Self::UnknownMachine { .. }
             | Self::NotInHistory { .. }
+            | Self::NoSuchRollout { .. }
             | Self::NothingToWaitFor { .. }
             | Self::SignedByOthers { .. }
             | Self::Prepared(_)

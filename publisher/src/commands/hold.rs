@@ -19,9 +19,10 @@ Examples:
   hoist hold '*' --dry-run                what would be held with what
 
 What a machine is activating comes to its end; what it fetches or waits with, waits. The deployment on its topic
-is published again, held: the newest one is still what a machine gets that was away. A deployment by
-`hoist deploy` ends the hold, since it is newer. For machines that nobody but their own operators may release
-there is `hoist-agent hold`, at the machine.";
+is published again, held: the newest one is still what a machine gets that was away. What is
+deployed to it meanwhile is held too, and is what it begins with when it is let go; `hoist deploy --release` and
+`hoist rollback --release` let it go at once. For machines that nobody but their own operators may release there is
+`hoist-agent hold`, at the machine.";
 
 /// `hoist hold`
 #[derive(Debug, Args)]

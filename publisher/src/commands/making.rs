@@ -4,15 +4,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hoist_certs::program::now;
-use hoist_protocol::{AgentName, FORMAT, Machine, Presence, Rollout};
+use hoist_protocol::{
+    AgentName, FORMAT, Held, KnownOrders, Machine, Presence, Rollout, State, Timestamp, VerifyError,
+};
 use uuid::Uuid;
 
 use super::CommandError;
 use super::ending::NAMED;
 use super::rolling::Divided;
 use super::send::{Sending, new_id};
+use super::standing::hold;
 use crate::already::Already;
-use crate::plan::{PlanError, Signed, Wish};
+use crate::plan::{Hold, PlanError, Signed, Wish};
 use crate::report::{Closure, MachineReport};
 use crate::snapshot::{Seen, Snapshot};
 
@@ -37,6 +40,7 @@ impl Sending<'_> {
     ) -> Result<Made, CommandError> {
         let orders = self.orders();
         let skipped = self.skip(&mut wishes, snapshot);
+        let before = self.before(&mut wishes, snapshot, orders.now);
         let mut made = Made {
             divided: (self.rollout.filter(|_| !wishes.is_empty()))
                 .map(|rollout| Divided::new(rollout, &wishes, snapshot)),
@@ -47,11 +51,10 @@ impl Sending<'_> {
             warnings: Warnings::default(),
         };
         let nothing = Seen::default();
-        for (agent, mut wish) in wishes {
+        for ((agent, mut wish), Before { known, unknown }) in wishes.into_iter().zip(before) {
             let machine = Machine::new(self.fleet().clone(), agent.clone());
             let seen = snapshot.machine(&agent).unwrap_or(&nothing);
-            let (known, unknown) = seen.orders(&machine, &self.keys().trusted);
-            for warning in self.warnings(seen) {
+            for warning in (self.warnings(seen).into_iter()).chain(about_hold(wish.hold, seen)) {
                 made.warnings.add(warning, &agent);
             }
             if let Some(error) = unknown {
@@ -82,6 +85,33 @@ impl Sending<'_> {
             }
         }
         Ok(made)
+    }
+
+    /// What was signed for each of the machines before, in the order of `wishes`; where one is held and stays so, its
+    /// wish says it from now on.
+    fn before(
+        &self,
+        wishes: &mut BTreeMap<AgentName, Wish>,
+        snapshot: &Snapshot,
+        now: Timestamp,
+    ) -> Vec<Before> {
+        let look = |(agent, wish): (&AgentName, &mut Wish)| {
+            let Some(seen) = snapshot.machine(agent) else {
+                return Before::default();
+            };
+            let machine = Machine::new(self.fleet().clone(), agent.clone());
+            let (known, retained) = seen.orders(&machine, &self.keys().trusted);
+            let unknown = match (retained, &mut wish.hold) {
+                (Some(Ok(retained)), Hold::Stays(held)) => {
+                    *held = hold(retained.deployment().parts(), now);
+                    None
+                }
+                (Some(Err(error)), _) => Some(error),
+                (Some(Ok(_)) | None, _) => None,
+            };
+            Before { known, unknown }
+        };
+        wishes.iter_mut().map(look).collect()
     }
 
     /// Takes out of `wishes` what machines have already.
@@ -171,6 +201,34 @@ impl Made {
     }
 }
 
+/// What a machine was told before.
+#[derive(Default)]
+struct Before {
+    known: KnownOrders,
+    /// Why what lies on its topic is not taken into account.
+    unknown: Option<VerifyError>,
+}
+
+/// What somebody has to know who deploys to a machine that is held from afar.
+fn about_hold(hold: Hold, seen: &Seen) -> Option<String> {
+    let says_so =
+        (seen.status.as_ref()).is_some_and(|status| status.state == State::Held && !status.held);
+    match hold {
+        Hold::Stays(Held::UntilReleased) => Some(
+            "held, and stays so: it takes this on release (`hoist release`)".to_owned(),
+        ),
+        Hold::Stays(Held::Until(until)) => Some(format!(
+            "held, and stays so: it takes this at {until}, or on release before that (`hoist release`)"
+        )),
+        Hold::Stays(Held::No) if says_so => Some(
+            "it says that a deployment holds it, and none on its topic does that a key known here has signed: this one \
+             ends the hold"
+                .to_owned(),
+        ),
+        Hold::Stays(Held::No) | Hold::Set(_) => None,
+    }
+}
+
 /// A rollout whose only batch has all machines.
 const fn whole(id: Uuid) -> Rollout {
     Rollout {
@@ -190,6 +248,13 @@ impl Warnings {
             Some((_, agents)) => agents.push(agent.clone()),
             None => self.0.push((warning, vec![agent.clone()])),
         }
+    }
+
+    pub(super) fn remove(&mut self, agent: &AgentName) {
+        for (_, agents) in &mut self.0 {
+            agents.retain(|known| known != agent);
+        }
+        self.0.retain(|(_, agents)| !agents.is_empty());
     }
 
     pub(super) fn sentences(&self) -> Vec<String> {

@@ -26,6 +26,9 @@ enum Would {
     Refuse,
 }
 
+/// What is said of a machine that is held already.
+const STAYS_HELD: &str = "; held, and stays so until it is released";
+
 #[derive(Debug, Serialize)]
 struct Row {
     agent: AgentName,
@@ -84,7 +87,11 @@ async fn rows(sending: &Sending<'_>, task: &Task) -> Result<Vec<Row>, CommandErr
             detail: Text::lossy(detail),
         }
     };
-    let sent = (chosen.said.iter()).map(|(agent, said)| row(agent, Would::Publish, said));
+    let sent = (chosen.said.iter()).map(|(agent, said)| {
+        let stays_held = (chosen.wishes.get(agent)).is_some_and(|wish| wish.hold.goes_on());
+        let then = if stays_held { STAYS_HELD } else { "" };
+        row(agent, Would::Publish, &format!("{said}{then}"))
+    });
     let others = chosen.others.iter().map(|report| {
         let would = match report.outcome {
             Outcome::Skipped => Would::Skip,

@@ -14,7 +14,7 @@ Examples:
   hoist release db-1
   hoist release '*'                       all that `hoist hold` holds
 
-A machine that ran what lies on its topic before it was held says `unchanged`; one on which that had failed says so
+What was deployed to a machine while it was held begins. One that ran what lies on its topic before it was held says `unchanged`; one on which that had failed says so
 again and does not try it again (`hoist retry` does); one that had not begun begins. A hold by somebody at the machine
 ends there, by `hoist-agent release`.";
 

@@ -4,14 +4,14 @@
 //! those that are shown come from the machine's reports, which nobody has signed.
 
 use clap::Args;
-use hoist_protocol::{DeploymentId, Goal, History, RollbackTo, State, StorePath};
+use hoist_protocol::{DeploymentId, Goal, Held, History, RollbackTo, State, StorePath};
 
 use super::CommandError;
 use super::choosing::{self, About, Choose, ChosenArgs};
 use crate::flags::{ActivationArgs, CheckArgs, options};
 use crate::options::Options;
 use crate::outcome::Exit;
-use crate::plan::Wish;
+use crate::plan::{Hold, Wish};
 use crate::select::Selector;
 use crate::settings::Flags;
 use crate::snapshot::Seen;
@@ -32,6 +32,9 @@ pub struct RollbackArgs {
     /// several machines it has to be in the history of each
     #[arg(long, value_name = "ID")]
     pub to: Option<String>,
+    /// Let machines go that `hoist hold` holds; otherwise they stay held, and go back when they are released
+    #[arg(long)]
+    pub release: bool,
     /// How the closure is activated
     #[command(flatten)]
     pub activation: ActivationArgs,
@@ -52,6 +55,7 @@ pub async fn run(args: &RollbackArgs, flags: Flags) -> Result<Exit, CommandError
     let rollback = Rollback {
         to: args.to.clone(),
         is_one,
+        releases: args.release,
         options: options(&args.activation, &args.checks),
     };
     let of = (&args.agents[..], &args.chosen);
@@ -69,6 +73,7 @@ struct Rollback {
     to: Option<String>,
     /// Whether one machine is named: then an id may be one that only the machine itself still knows.
     is_one: bool,
+    releases: bool,
     options: Options,
 }
 
@@ -81,7 +86,11 @@ impl Choose for Rollback {
         Ok(match choice {
             Some(choice) => {
                 let target = self.options.target(Goal::Rollback(choice.to))?;
-                choosing::Choice::Send(Box::new(Wish::of(target)), choice.said)
+                let mut wish = Wish::of(target);
+                if self.releases {
+                    wish.hold = Hold::Set(Held::No);
+                }
+                choosing::Choice::Send(Box::new(wish), choice.said)
             }
             None if self.to.is_some() => choosing::Choice::Refuse(
                 "the deployment that --to names is not in its history".to_owned(),
@@ -156,14 +165,15 @@ fn choose(seen: &Seen) -> Option<Choice> {
 fn good(seen: &Seen) -> Vec<Good<'_>> {
     let entries = seen.history.iter().flat_map(|history| &history.entries);
     let mut good: Vec<Good<'_>> = entries
-        .filter(|entry| is_there(entry.state))
+        .filter(|entry| is_there(entry.state, entry.path.as_ref()))
         .map(|entry| Good {
             id: entry.id,
             path: entry.path.as_ref(),
             ran: entry.state != State::Staged,
         })
         .collect();
-    if let Some(status) = seen.status.as_ref().filter(|status| is_there(status.state))
+    if let Some(status) = seen.status.as_ref()
+        && is_there(status.state, status.path.as_ref())
         && let Some(id) = status.id
         && good.iter().all(|known| known.id != id)
     {
@@ -174,9 +184,11 @@ fn good(seen: &Seen) -> Vec<Good<'_>> {
     good
 }
 
-/// Whether a deployment that ended so is on the machine; one that was tried dry is not.
-fn is_there(state: State) -> bool {
-    state.is_good() && state != State::DryActivated
+/// Whether a deployment that ended so, and brought that, is on the machine. One that was tried dry is not, and one with
+/// which the machine stayed as it was, such as that which cancelled another, brought nothing.
+fn is_there(state: State, path: Option<&StorePath>) -> bool {
+    let stayed = state == State::Unchanged && path.is_none();
+    state.is_good() && state != State::DryActivated && !stayed
 }
 
 /// The id that was given, when it is one; the last digits of one only name what is in the history.
@@ -239,6 +251,24 @@ mod tests {
             (1, State::Succeeded, "a"),
         ]);
         assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(1))));
+    }
+
+    #[test]
+    fn a_deployment_with_which_the_machine_stayed_as_it_was_is_no_way_back() {
+        let mut seen = seen(&[
+            (4, State::Succeeded, "c"),
+            (3, State::Unchanged, "none"),
+            (2, State::Succeeded, "b"),
+        ]);
+        if let Some(history) = &mut seen.history {
+            history.entries[1].path = None;
+        }
+        assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(2))));
+        // Nor is it what runs.
+        let mut report = status(order(5), State::Unchanged);
+        report.current_path = Some(path("c"));
+        seen.status = Some(report);
+        assert_eq!(chosen(&seen), Some(RollbackTo::Deployment(id(2))));
     }
 
     #[test]

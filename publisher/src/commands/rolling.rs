@@ -9,13 +9,14 @@ use hoist_protocol::{
 };
 use uuid::Uuid;
 
+use super::making::Warnings;
 use super::send::{Sending, new_id};
 use crate::console::Console;
 use crate::drive::{Driver, Interrupts, Stop};
-use crate::follow::{End, Run, Wait};
+use crate::follow::{Cancelled, End, Run, Wait};
 use crate::link::{Filter, Link};
 use crate::outcome::Outcome;
-use crate::plan::Wish;
+use crate::plan::{Signed, Wish};
 use crate::report::{MachineReport, RolloutReport};
 use crate::rollout::{Known, OnFailure, Pace, Rollout, Why, divide};
 use crate::snapshot::{Seen, Snapshot};
@@ -41,7 +42,7 @@ impl Divided {
                     Goal::Closure(path) => Some(path),
                     Goal::Rollback(_) | Goal::Stay => None,
                 };
-                Known::of(snapshot.machine(agent), path)
+                Known::of(snapshot.machine(agent), path, wish.hold.goes_on())
             })
             .collect();
         let (numbers, batches) = divide(rollout.division, &known);
@@ -104,7 +105,26 @@ impl Divided {
             batches: self.batches,
             batch: (pace.batch() + 1).min(self.batches),
             stopped: matches!(stop, Stop::Halted(_)),
+            cancelled_by: match stop {
+                Stop::Cancelled(cancelled) => Some(cancelled.by),
+                _ => None,
+            },
         }
+    }
+
+    pub(super) const fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// What somebody has to know of a rollout that somebody else cancelled.
+    pub(super) fn cancelled(&self, by: &Cancelled, batch: u16) -> String {
+        format!(
+            "the rollout was cancelled in batch {} of {}, {}; the machines that have it keep it, and the same command again \
+             goes on from here",
+            batch.saturating_add(1).min(self.batches),
+            self.batches,
+            by.said()
+        )
     }
 
     /// What somebody has to know of a rollout that stopped.
@@ -133,7 +153,8 @@ impl Divided {
 
 /// How the machines came back.
 pub(super) struct WayBack {
-    ends: BTreeMap<AgentName, (DeploymentId, End)>,
+    /// The deployment that sends a machine back, none where it was not signed, and how that ended.
+    ends: BTreeMap<AgentName, (Option<DeploymentId>, End)>,
     pub(super) stop: Stop,
 }
 
@@ -144,12 +165,25 @@ impl WayBack {
         (self.ends.len(), back.count())
     }
 
+    /// The machines that were moved and whose way back did not get to their topics, with why.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let mut warnings = Warnings::default();
+        for (agent, (_, end)) in &self.ends {
+            if end.outcome == Outcome::NotPublished {
+                let why = format!("it was moved and is not sent back: {}", end.message);
+                warnings.add(why, agent);
+            }
+        }
+        warnings.sentences()
+    }
+
     /// Puts into the report of a machine that it was sent back.
     pub(super) fn note(&self, machine: &mut MachineReport) {
         let Some((id, end)) = self.ends.get(&machine.agent) else {
             return;
         };
-        machine.sent_back = Some(*id);
+        machine.sent_back = *id;
+        machine.keeps_it = end.outcome == Outcome::NotPublished;
         machine.reason = end.reason;
         (machine.outcome, machine.message) = if end.outcome.is_good() {
             let message =
@@ -167,7 +201,7 @@ impl WayBack {
 
 impl Sending<'_> {
     /// Sends every machine that `run` has moved back to what it ran before, each by the id of the deployment that
-    /// moved it: no path is signed.
+    /// moved it: no path is signed. Whatever cannot be signed is told of its machine.
     pub(super) async fn take_back(
         &self,
         run: &Run,
@@ -175,36 +209,59 @@ impl Sending<'_> {
         console: &mut Console,
         filters: &[Filter],
         interrupts: &mut Interrupts,
-    ) -> Result<WayBack, super::CommandError> {
-        let orders = self.orders();
+    ) -> WayBack {
+        let moved: Vec<_> = run.moved().collect();
+        if !moved.is_empty() {
+            console.note(&format!(
+                "too many machines have failed: {} that had been moved are sent back",
+                moved.len()
+            ));
+        }
+        let mut ends = BTreeMap::new();
         let mut signed = Vec::new();
-        let mut online = Vec::new();
-        for (moved, presence) in run.moved() {
-            let target = self
-                .way_back
-                .target(Goal::Rollback(RollbackTo::Before(moved.order.id)))?;
-            let known = KnownOrders {
-                retained: Some((moved.order.epoch, moved.order.sequence)),
-                floor: None,
+        let mut no_more: Option<Text<1024>> = None;
+        let mut stop = Stop::Over;
+        for (moved, presence) in moved {
+            let made = match &no_more {
+                Some(why) => Err(why.clone()),
+                None => tokio::select! {
+                    made = self.way_back_of(moved) => made.map_err(|error| {
+                        let why = Text::lossy(&hoist_certs::program::report(&error.into()));
+                        // Whoever did not sign for one will not for another.
+                        no_more = Some(why.clone());
+                        why
+                    }),
+                    () = interrupts.next() => {
+                        stop = Stop::Interrupted;
+                        let why: Text<1024> = Text::lossy("interrupted before it was signed");
+                        no_more = Some(why.clone());
+                        Err(why)
+                    }
+                },
             };
-            signed.push(
-                orders
-                    .sign(moved.machine.clone(), Wish::of(target), known, new_id())
-                    .await
-                    .map_err(super::CommandError::Plan)?,
-            );
-            online.push(presence);
+            match made {
+                Ok(made) => signed.push((made, presence)),
+                Err(message) => {
+                    let end = End {
+                        message,
+                        ..End::new(Outcome::NotPublished, "")
+                    };
+                    ends.insert(moved.machine.agent.clone(), (None, end));
+                }
+            }
+        }
+        if matches!(stop, Stop::Interrupted) {
+            // Whoever interrupts it wants nothing more to be begun.
+            let why = "interrupted before it was published";
+            for (made, _) in signed.drain(..) {
+                let end = End::new(Outcome::NotPublished, why);
+                ends.insert(made.machine.agent, (None, end));
+            }
         }
         if signed.is_empty() {
-            return Ok(WayBack {
-                ends: BTreeMap::new(),
-                stop: Stop::Over,
-            });
+            return WayBack { ends, stop };
         }
-        console.note(&format!(
-            "too many machines have failed: {} that had been moved are sent back",
-            signed.len()
-        ));
+        let (signed, online): (Vec<Signed>, Vec<_>) = signed.into_iter().unzip();
         let agents: Vec<AgentName> = (signed.iter())
             .map(|signed| signed.machine.agent.clone())
             .collect();
@@ -218,12 +275,23 @@ impl Sending<'_> {
         }
         let began = Instant::now();
         let mut driver = Driver::new(link, console, self.fleet(), filters, self.timeout());
-        let stop = driver.drive(&mut back, None, began, interrupts).await;
+        let ended = driver.drive(&mut back, None, began, interrupts).await;
         let at: Duration = began.elapsed();
-        let ends = back
-            .ends(at, now())
-            .map(|(signed, end, _)| (signed.machine.agent.clone(), (signed.order.id, end)))
-            .collect();
-        Ok(WayBack { ends, stop })
+        for (signed, end, _) in back.ends(at, now()) {
+            ends.insert(signed.machine.agent.clone(), (Some(signed.order.id), end));
+        }
+        WayBack { ends, stop: ended }
+    }
+
+    async fn way_back_of(&self, moved: &Signed) -> Result<Signed, super::CommandError> {
+        let goal = Goal::Rollback(RollbackTo::Before(moved.order.id));
+        let target = self.way_back.target(goal)?;
+        let known = KnownOrders {
+            retained: Some((moved.order.epoch, moved.order.sequence)),
+            floor: None,
+        };
+        let orders = self.orders();
+        let made = orders.sign(moved.machine.clone(), Wish::of(target), known, new_id());
+        made.await.map_err(super::CommandError::Plan)
     }
 }

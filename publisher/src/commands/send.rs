@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use hoist_certs::program::now;
 use hoist_protocol::{
-    AgentName, Channel, DeploymentId, Draft, FleetName, KnownOrders, Machine, Provenance, Target,
+    AgentName, Channel, DeploymentId, Draft, FleetName, Held, KnownOrders, Machine, Provenance,
+    Target,
 };
 use uuid::Uuid;
 
@@ -21,9 +22,9 @@ use crate::follow::{Run, Wait};
 use crate::link::{Link, filters};
 use crate::options::Options;
 use crate::outcome::Exit;
-use crate::plan::{Orders, Wish};
+use crate::plan::{Hold, Orders, Wish};
 use crate::report::{MachineReport, Report, RolloutReport};
-use crate::rollout::Rollout;
+use crate::rollout::{Pace, Rollout};
 use crate::select::Selection;
 use crate::settings::{Caller, Keys, process_environment};
 use crate::snapshot::{self, Snapshot, Wanted};
@@ -52,6 +53,8 @@ pub(super) struct Sending<'a> {
     pub(super) rollout: Option<Rollout>,
     /// Whether machines that have the same deployment already are left out.
     pub(super) skips: bool,
+    /// Whether machines are let go that are held from afar.
+    pub(super) releases: bool,
     /// The rollout of one batch that the deployments are when nobody waits for them: by its id `hoist wait` finds them.
     picked_up_as: Option<Uuid>,
     /// How machines go back when a rollout fails.
@@ -82,6 +85,7 @@ impl<'a> Sending<'a> {
             log: Log::begin(&process_environment),
             rollout: None,
             skips: false,
+            releases: false,
             way_back: Options::default(),
             notes: Vec::new(),
             warnings: Vec::new(),
@@ -161,7 +165,8 @@ impl<'a> Sending<'a> {
             .map(|signed| signed.machine.agent.clone())
             .collect();
         let all_filters = filters(&self.caller.fleet, &agents, self.channels());
-        let mut run = Run::new(made.signed, self.keys.trusted.clone(), wait);
+        let mut run = Run::new(made.signed, self.keys.trusted.clone(), wait)
+            .of_rollout(made.divided.as_ref().map(Divided::id));
         let mut pace = made.divided.as_ref().map(Divided::pace);
         if let Some(divided) = &made.divided {
             for (number, agent) in agents.iter().enumerate() {
@@ -190,19 +195,33 @@ impl<'a> Sending<'a> {
         let rollout = (made.divided.as_ref().zip(pace.as_ref()))
             .map(|(divided, pace)| divided.report(pace, &stop));
         let mut way_back = None;
-        if let (Stop::Halted(why), Some(divided)) = (&stop, &made.divided) {
-            let why = *why;
-            if divided.goes_back() {
-                let back =
-                    self.take_back(&run, &mut link, &mut console, &all_filters, &mut interrupts);
-                way_back = Some(back.await?);
+        let known_before = warnings.len();
+        match (&stop, &made.divided) {
+            (Stop::Halted(why), Some(divided)) => {
+                let why = *why;
+                if divided.goes_back() {
+                    let back = self.take_back(
+                        &run,
+                        &mut link,
+                        &mut console,
+                        &all_filters,
+                        &mut interrupts,
+                    );
+                    way_back = Some(back.await);
+                }
+                let sent_back = way_back.as_ref().map_or((0, 0), WayBack::counts);
+                warnings.push(divided.halted(why, sent_back));
+                warnings.extend(way_back.as_ref().map(WayBack::warnings).unwrap_or_default());
             }
-            let sent_back = way_back.as_ref().map_or((0, 0), WayBack::counts);
-            warnings.push(divided.halted(why, sent_back));
+            (Stop::Cancelled(by), Some(divided)) => {
+                let batch = pace.as_ref().map_or(0, Pace::batch);
+                warnings.push(divided.cancelled(by, batch));
+            }
+            _ => {}
         }
         console.finish();
         link.close().await;
-        if let (Stop::Halted(_), Some(warning)) = (&stop, warnings.last()) {
+        for warning in &warnings[known_before..] {
             console.warn(warning);
         }
         let mut machines: Vec<MachineReport> = run
@@ -292,6 +311,17 @@ impl<'a> Sending<'a> {
         Ok(())
     }
 
+    fn wish(&self, target: Target) -> Wish {
+        let wish = Wish::of(target);
+        match self.releases {
+            true => Wish {
+                hold: Hold::Set(Held::No),
+                ..wish
+            },
+            false => wish,
+        }
+    }
+
     /// Whether what is signed here is enough for the machines, as far as somebody has said how much they want.
     fn check_signers(&self) -> Result<(), CommandError> {
         let (have, required) = (self.keys.signing.len(), self.keys.required);
@@ -309,7 +339,7 @@ impl<'a> Sending<'a> {
                 let at = now();
                 targets.retain(|agent, _| selection.means(agent, snapshot.machine(agent), at));
                 let wishes = (targets.into_iter())
-                    .map(|(agent, target)| (agent, Wish::of(target)))
+                    .map(|(agent, target)| (agent, self.wish(target)))
                     .collect();
                 self.make(wishes, &snapshot).await?
             }

@@ -10,7 +10,7 @@ use hoist_protocol::{
     VerifyError,
 };
 
-use crate::plan::Wish;
+use crate::plan::{Hold, Wish};
 use crate::snapshot::Seen;
 
 /// Why nothing of what lies on a machine's topic is signed again.
@@ -75,11 +75,7 @@ impl Standing {
     }
 
     pub(super) fn is_held(&self, now: Timestamp) -> bool {
-        match self.0.held {
-            Held::No => false,
-            Held::UntilReleased => true,
-            Held::Until(until) => now < until,
-        }
+        hold(&self.0, now) != Held::No
     }
 
     /// The same target once more, held or not, for a machine that is to try it only where it has not failed.
@@ -91,7 +87,7 @@ impl Standing {
             false => Some(self.id()),
         };
         Wish {
-            held,
+            hold: Hold::Set(held),
             cancels: self.0.cancels,
             renews,
             ..self.afresh()
@@ -123,6 +119,18 @@ impl Standing {
             self.id().short(),
             self.0.issued
         )
+    }
+}
+
+/// The hold that a deployment on a machine's topic keeps up still. One that has expired holds nothing.
+///
+/// Nothing that the machine says is asked: a hold that a trusted key has signed is not for a report that nobody signed
+/// to end, and a broker that brings an old one back could as well have kept what is new to itself.
+pub(super) fn hold(parts: &DeploymentParts, now: Timestamp) -> Held {
+    match parts.held {
+        _ if parts.expires <= now => Held::No,
+        Held::Until(until) if until <= now => Held::No,
+        held => held,
     }
 }
 
@@ -195,10 +203,32 @@ mod tests {
     }
 
     #[test]
+    fn a_hold_ends_with_its_time_or_with_the_deployment_that_says_it() {
+        let held = |held| {
+            let wish = Wish {
+                hold: Hold::Set(held),
+                ..wish()
+            };
+            draft(machine("web-1"), wish, KnownOrders::default(), id(7))
+                .deployment()
+                .parts()
+                .clone()
+        };
+        let minutes = |n: u64| NOW.plus(std::time::Duration::from_secs(n * 60));
+        let until = Held::Until(minutes(10));
+        assert_eq!(hold(&held(until), minutes(9)), until);
+        assert_eq!(hold(&held(until), minutes(10)), Held::No);
+        let released = Held::UntilReleased;
+        assert_eq!(hold(&held(released), minutes(59)), released);
+        assert_eq!(hold(&held(released), minutes(60)), Held::No);
+        assert_eq!(hold(&held(Held::No), NOW), Held::No);
+    }
+
+    #[test]
     fn what_a_hold_that_ended_by_itself_let_begin_is_what_was_tried() {
         let end = NOW.plus(std::time::Duration::from_secs(60));
         let held = Wish {
-            held: Held::Until(end),
+            hold: Hold::Set(Held::Until(end)),
             renews: Some(id(3)),
             ..wish()
         };

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use hoist_protocol::{
-    AgentName, Channel, FetchProgress, History, LogLine, Presence, ReportError, State, Status,
-    Text, Timestamp, Topic, TrustedKeys, digest,
+    AgentName, Channel, Deployment, FetchProgress, History, LogLine, Presence, ReportError, State,
+    Status, Text, Timestamp, Topic, TrustedKeys, digest,
 };
+use uuid::Uuid;
 
+use super::cancelled::Cancelled;
 use super::delivery::{Delivery, Found, Refusal, Stage};
-use super::watch::{End, Said, Verdict, Wait, Watch};
+use super::watch::{End, NEWER_GRACE, Said, Verdict, Wait, Watch};
 use crate::outcome::Outcome;
 use crate::plan::Signed;
 use crate::rollout::{Judged, Tally};
@@ -135,6 +137,8 @@ struct Member {
     before: Option<Text<64>>,
     /// Something else lies there since, which nobody known here signed.
     replaced: bool,
+    /// Since when it says that its deployment was cancelled.
+    cancelled_since: Option<Duration>,
 }
 
 /// One run: some signed deployments, published and followed together.
@@ -158,6 +162,9 @@ pub struct Run {
     accepted_any: bool,
     /// See [`Run::picked_up`].
     picked_up: bool,
+    /// What its deployments are called together.
+    rollout: Option<Uuid>,
+    cancelled: Option<Cancelled>,
 }
 
 impl Run {
@@ -189,10 +196,11 @@ impl Run {
             .map(|signed| Member {
                 delivery: delivery.clone(),
                 watch: Watch::new(signed.order, signed.digest.clone(), signed.expires)
-                    .that_holds(signed.holds),
+                    .that_holds(signed.hold.is_asked_for()),
                 unreadable: false,
                 before: None,
                 replaced: false,
+                cancelled_since: None,
                 batch: 0,
                 signed,
             })
@@ -215,6 +223,32 @@ impl Run {
             window: WINDOW,
             accepted_any: false,
             picked_up: false,
+            rollout: None,
+            cancelled: None,
+        }
+    }
+
+    /// The same as the rollout `id`: a deployment of that which is not of this run cancels it.
+    #[must_use]
+    pub fn of_rollout(self, id: Option<Uuid>) -> Self {
+        Self {
+            rollout: id,
+            ..self
+        }
+    }
+
+    /// Who has cancelled the rollout.
+    #[must_use]
+    pub const fn cancelled(&self) -> Option<&Cancelled> {
+        self.cancelled.as_ref()
+    }
+
+    /// What has not been published is not any more, as if its batch had not come.
+    pub fn halt(&mut self) {
+        for member in &mut self.members {
+            if !member.delivery.was_published() {
+                member.batch = u16::MAX;
+            }
         }
     }
 
@@ -262,6 +296,15 @@ impl Run {
         match member.watch.verdict(wait, now, wall) {
             Verdict::Pending => Judged::Open,
             Verdict::Away | Verdict::Held => Judged::Neither,
+            // Whether the whole rollout is cancelled says the deployment that did it, which may be on its way here.
+            Verdict::Ended(end) if end.outcome == Outcome::Cancelled => {
+                let since = member.cancelled_since.unwrap_or(now);
+                let is_known = matches!(member.delivery.stage(), Stage::Overtaken(_));
+                match is_known || now.saturating_sub(since) >= NEWER_GRACE {
+                    true => Judged::Neither,
+                    false => Judged::Open,
+                }
+            }
             Verdict::Ended(end) => Judged::of(end.outcome, member.watch.is_lost(now)),
         }
     }
@@ -406,9 +449,13 @@ impl Run {
                 if retained {
                     self.quiet_since = now;
                 }
-                let found = found(&member.signed, &self.trusted, payload);
-                if let Found::Newer(order) = &found {
-                    member.watch.overtaken(order.id, now);
+                let (found, newer) = found(&member.signed, &self.trusted, payload);
+                if let Some(newer) = newer {
+                    member.watch.overtaken(newer.id(), now);
+                    let rollout = newer.parts().provenance.rollout.map(|rollout| rollout.id);
+                    if rollout.is_some() && rollout == self.rollout {
+                        self.cancelled.get_or_insert_with(|| Cancelled::new(&newer));
+                    }
                 }
                 if matches!(found, Found::Unknown(_)) {
                     member.replaced = member.before != Some(digest(payload));
@@ -424,6 +471,7 @@ impl Run {
             Channel::Status => match Status::from_json(payload, &topic.machine) {
                 Ok(status) => {
                     member.watch.saw_status(&status, now);
+                    member.note_cancelled(now);
                     return None;
                 }
                 Err(error) => error,
@@ -433,6 +481,7 @@ impl Run {
             Channel::History => match History::from_json(payload, &topic.machine) {
                 Ok(history) => {
                     member.watch.saw_history(&history);
+                    member.note_cancelled(now);
                     return None;
                 }
                 Err(error) => error,
@@ -526,7 +575,11 @@ impl Run {
             let end = match (member.refusal(), self.wait) {
                 (Some(refusal), _) => End::new(Outcome::NotPublished, &refusal.to_string()),
                 (None, _) if member.batch > self.released && !member.watch.is_overtaken() => {
-                    End::new(Outcome::NotBegun, "the rollout ended before its batch came")
+                    let why = match self.cancelled {
+                        None => "the rollout ended before its batch came",
+                        Some(_) => "the rollout was cancelled before its batch came",
+                    };
+                    End::new(Outcome::NotBegun, why)
                 }
                 (None, _) if !member.is_settled() => End::new(
                     Outcome::NotPublished,
@@ -565,6 +618,12 @@ impl Run {
 }
 
 impl Member {
+    fn note_cancelled(&mut self, now: Duration) {
+        if self.watch.says_cancelled() {
+            self.cancelled_since.get_or_insert(now);
+        }
+    }
+
     /// Whether its deployment is where it shall be, or known not to get there.
     ///
     /// A machine that answers has it, whatever the broker shows.
@@ -600,19 +659,21 @@ impl Member {
     }
 }
 
-fn found(ours: &Signed, trusted: &TrustedKeys, payload: &[u8]) -> Found {
+/// What lies on the topic of a machine, and the deployment when it is a newer one.
+fn found(ours: &Signed, trusted: &TrustedKeys, payload: &[u8]) -> (Found, Option<Deployment>) {
     if payload == ours.envelope {
-        return Found::Ours;
+        return (Found::Ours, None);
     }
     if payload.is_empty() {
-        return Found::Cleared;
+        return (Found::Cleared, None);
     }
     match trusted.verify(payload, &ours.machine) {
         Ok(other) if other.deployment().order() > ours.order => {
-            Found::Newer(other.deployment().order())
+            let other = other.deployment().clone();
+            (Found::Newer(other.order()), Some(other))
         }
-        Ok(other) => Found::Older(other.deployment().id()),
-        Err(error) => Found::Unknown(error.to_string()),
+        Ok(other) => (Found::Older(other.deployment().id()), None),
+        Err(error) => (Found::Unknown(error.to_string()), None),
     }
 }
 

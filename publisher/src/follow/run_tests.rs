@@ -409,3 +409,89 @@ fn a_machine_that_took_a_newer_one_settles_a_race_that_the_broker_refused() {
     assert!(run.is_over(later, WALL));
     assert_eq!(run.outcomes(later), [Outcome::Superseded]);
 }
+
+/// A deployment for `agent` that is ordered after those of [`deployments`], of the rollout `rollout`.
+fn newer(agent: &str, rollout: Option<u128>) -> Vec<u8> {
+    let orders = Orders {
+        signers: &[Signer::Key(key("other"))],
+        provenance: &Provenance {
+            actor: Some(Text::lossy("alice")),
+            ..Provenance::default()
+        },
+        valid_for: Duration::from_secs(3600),
+        raise_epoch: false,
+        now: Timestamp::from_ms(1_000_001),
+    };
+    let wish = Wish {
+        rollout: rollout.map(|n| hoist_protocol::Rollout {
+            id: Uuid::from_u128(n),
+            batch: 1,
+            batches: 2,
+        }),
+        ..Wish::of(Target::new(Goal::Stay))
+    };
+    block_on(orders.sign(machine(agent), wish, KnownOrders::default(), id(999)))
+        .unwrap()
+        .envelope
+}
+
+/// Two machines, one in each batch of the rollout 7.
+fn rollout() -> Run {
+    let mut run = run(&["web-1", "web-2"], Some(Wait::Online)).of_rollout(Some(Uuid::from_u128(7)));
+    run.put_off(1, 1);
+    run.publish_all();
+    run
+}
+
+#[test]
+fn a_deployment_of_the_rollout_that_is_not_its_own_cancels_it() {
+    let mut run = rollout();
+    for other in [None, Some(8)] {
+        run.saw(
+            &topic("web-1", Channel::Deploy),
+            &newer("web-1", other),
+            false,
+            NOW,
+        );
+        assert_eq!(run.cancelled(), None, "somebody else's is no cancellation");
+    }
+    run.saw(
+        &topic("web-1", Channel::Deploy),
+        &newer("web-1", Some(7)),
+        false,
+        NOW,
+    );
+    let said = run.cancelled().map(Cancelled::said);
+    assert_eq!(said.unwrap(), "by alice, with deployment 000003e7 of web-1");
+    run.halt();
+    run.release(1, NOW);
+    assert!(
+        run.actions(NOW).is_empty(),
+        "what was not published is not any more"
+    );
+    let not_begun = run.ends(NOW, WALL).nth(1).unwrap().1;
+    assert_eq!(not_begun.outcome, Outcome::NotBegun);
+    assert!(not_begun.message.as_str().contains("was cancelled"));
+}
+
+#[test]
+fn a_machine_that_says_cancelled_is_waited_with_for_the_deployment_that_did_it() {
+    let mut run = rollout();
+    run.stand("web-1");
+    let order = run.deployment(0).order;
+    let said = status(order, State::Cancelled).to_json();
+    run.saw(&topic("web-1", Channel::Status), &said, false, NOW);
+    assert_eq!(run.tally(NOW, WALL).open, 1);
+    assert_eq!(
+        run.tally(NOW + NEWER_GRACE, WALL).neither,
+        1,
+        "it may never come"
+    );
+    run.saw(
+        &topic("web-1", Channel::Deploy),
+        &newer("web-1", None),
+        false,
+        NOW,
+    );
+    assert_eq!(run.tally(NOW, WALL).neither, 1);
+}

@@ -119,8 +119,7 @@ impl Said {
                 if status.held {
                     held_at_machine(status.held_until)
                 } else {
-                    "the deployment itself is held: it begins with the next one that is not"
-                        .to_owned()
+                    "it takes this on release (`hoist release`), or when its hold ends".to_owned()
                 }
             }),
             warnings: status.warnings.clone(),
@@ -253,6 +252,13 @@ impl Watch {
     pub fn has_moved(&self) -> bool {
         let outcome = self.end.as_ref().map(|end| end.outcome);
         matches!(outcome, Some(Outcome::Succeeded | Outcome::Staged)) && self.newer.is_none()
+    }
+
+    /// Whether it says that its deployment was cancelled.
+    #[must_use]
+    pub fn says_cancelled(&self) -> bool {
+        let outcome = self.end.as_ref().map(|end| end.outcome);
+        outcome == Some(Outcome::Cancelled)
     }
 
     /// Its presence was seen.

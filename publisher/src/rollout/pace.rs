@@ -128,6 +128,8 @@ pub enum Decision {
     },
     /// No batch comes any more.
     Stop(Why),
+    /// Somebody has cancelled the rollout, and what had begun has ended.
+    Cancelled,
     /// All batches have come.
     Done,
 }
@@ -135,7 +137,11 @@ pub enum Decision {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Phase {
     Deploying,
-    Baking { until: Duration },
+    Baking {
+        until: Duration,
+    },
+    /// No batch comes any more; those that came are followed to their end.
+    Cancelled,
     Over,
 }
 
@@ -172,11 +178,29 @@ impl Pace {
         self.batches
     }
 
+    /// Somebody has cancelled the rollout. Whether that is news: it is none where it is over, or was cancelled before.
+    pub fn cancel(&mut self) -> bool {
+        match self.phase {
+            Phase::Cancelled | Phase::Over => false,
+            Phase::Deploying | Phase::Baking { .. } => {
+                self.phase = Phase::Cancelled;
+                true
+            }
+        }
+    }
+
     /// What comes next, if anything does now. `tally` is of all batches that were released, `now` the time since the
     /// rollout began.
     pub fn decide(&mut self, tally: Tally, now: Duration) -> Option<Decision> {
         if self.phase == Phase::Over {
             return None;
+        }
+        if self.phase == Phase::Cancelled {
+            if tally.open > 0 {
+                return None;
+            }
+            self.phase = Phase::Over;
+            return Some(Decision::Cancelled);
         }
         if self.is_too_bad(tally) {
             self.phase = Phase::Over;
@@ -191,7 +215,7 @@ impl Pace {
             return None;
         }
         match self.phase {
-            Phase::Over => None,
+            Phase::Over | Phase::Cancelled => None,
             Phase::Deploying if self.batch + 1 >= self.batches => {
                 self.phase = Phase::Over;
                 Some(Decision::Done)
@@ -285,6 +309,28 @@ mod tests {
     }
 
     #[test]
+    fn no_batch_comes_once_it_is_cancelled_and_what_had_begun_is_followed() {
+        let mut pace = starting(10 * SECOND, "0", 3);
+        assert!(pace.cancel() && !pace.cancel());
+        assert_eq!(pace.decide(tally(1, 0, 1), SECOND), None);
+        // Whoever cancels it decides, and not how many fail by then.
+        assert_eq!(
+            pace.decide(tally(1, 1, 0), SECOND),
+            Some(Decision::Cancelled)
+        );
+        assert_eq!(pace.decide(tally(2, 0, 0), 99 * SECOND), None);
+        assert!(!pace.cancel());
+        // One whose batch is to stay well is not waited for.
+        let mut pace = starting(10 * SECOND, "0", 3);
+        assert!(pace.decide(tally(1, 0, 0), SECOND).is_some());
+        assert!(pace.cancel());
+        assert_eq!(
+            pace.decide(tally(1, 0, 0), SECOND),
+            Some(Decision::Cancelled)
+        );
+    }
+
+    #[test]
     fn more_failures_than_are_allowed_stop_it_at_once() {
         let mut strict = starting(Duration::ZERO, "1", 2);
         assert_eq!(strict.decide(tally(0, 1, 5), SECOND), None);
@@ -365,6 +411,7 @@ mod tests {
                         prop_assert_eq!(last + 1, batches);
                         stopped = true;
                     }
+                    Some(Decision::Cancelled) => prop_assert!(false, "nobody cancelled it"),
                     Some(Decision::Bake { batch, until }) => {
                         prop_assert!(batch == last && until == at + SECOND);
                     }

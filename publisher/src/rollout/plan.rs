@@ -21,15 +21,20 @@ pub enum Known {
     Online,
     /// It says that it runs the closure already: nothing can go wrong with it.
     Done,
-    /// It is not connected, or was never heard of: it can neither prove the closure good nor bad.
+    /// It is not connected, or was never heard of, or is held: it can neither prove the closure good nor bad.
     Away,
 }
 
 impl Known {
-    /// What was seen of a machine that is to run the closure at `path`; none when what it shall run has no path.
+    /// What was seen of a machine that is to run the closure at `path`; none when what it shall run has no path. `held`
+    /// is one that stays held from afar.
     #[must_use]
-    pub fn of(seen: Option<&Seen>, path: Option<&StorePath>) -> Self {
-        let Some(seen) = seen.filter(|seen| seen.presence == Some(Presence::Online)) else {
+    pub fn of(seen: Option<&Seen>, path: Option<&StorePath>, held: bool) -> Self {
+        let begins = |seen: &&Seen| {
+            let held_there = seen.status.as_ref().is_some_and(|status| status.held);
+            seen.presence == Some(Presence::Online) && !held && !held_there
+        };
+        let Some(seen) = seen.filter(begins) else {
             return Self::Away;
         };
         let runs_it = seen.status.as_ref().is_some_and(|status| {
@@ -125,16 +130,22 @@ mod tests {
             presence: Some(Presence::Online),
             ..Seen::default()
         };
-        assert_eq!(Known::of(Some(&seen), Some(&path("a"))), Done);
-        assert_eq!(Known::of(Some(&seen), Some(&path("b"))), Online);
-        assert_eq!(Known::of(Some(&seen), None), Online);
+        assert_eq!(Known::of(Some(&seen), Some(&path("a")), false), Done);
+        assert_eq!(Known::of(Some(&seen), Some(&path("b")), false), Online);
+        assert_eq!(Known::of(Some(&seen), None, false), Online);
+        // Whoever holds it, it begins nothing.
+        assert_eq!(Known::of(Some(&seen), Some(&path("b")), true), Away);
+        report.held = true;
+        seen.status = Some(report.clone());
+        assert_eq!(Known::of(Some(&seen), Some(&path("b")), false), Away);
+        report.held = false;
         // It runs it, but its last deployment of it did not end well.
         report.state = State::Failed;
         seen.status = Some(report);
-        assert_eq!(Known::of(Some(&seen), Some(&path("a"))), Online);
+        assert_eq!(Known::of(Some(&seen), Some(&path("a")), false), Online);
         seen.presence = Some(Presence::Offline);
-        assert_eq!(Known::of(Some(&seen), Some(&path("a"))), Away);
-        assert_eq!(Known::of(None, Some(&path("a"))), Away);
+        assert_eq!(Known::of(Some(&seen), Some(&path("a")), false), Away);
+        assert_eq!(Known::of(None, Some(&path("a")), false), Away);
     }
 
     #[test]

@@ -1,10 +1,17 @@
 //! Deployments that reach their machines batch by batch, and which machines are meant.
 
+use std::fs;
+
 use anyhow::{Context as _, Result, ensure};
-use hoist_protocol::{AgentName, State, StorePath};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use camino::Utf8PathBuf;
+use ed25519_dalek::Signer as _;
+use hoist_protocol::{AgentName, KeyName, SigningKey, State, StorePath};
 use hoist_tests::closure::System;
 use hoist_tests::machine::Machine;
 use hoist_tests::process::Finished;
+use hoist_tests::server::Mode;
 use hoist_tests::wait;
 use hoist_tests::world::{Options, World, scenario};
 use rustix::process::Signal;
@@ -174,6 +181,208 @@ fn a_rollout_that_fails_can_send_back_what_it_has_moved() {
         );
         Ok(())
     });
+}
+
+#[test]
+fn a_machine_that_is_held_from_afar_is_no_canary_and_no_failure() {
+    scenario(Options::default(), |world| {
+        let (machines, paths) = fleet(world)?;
+        let spec = spec(world, &machines, &paths)?;
+        world.hoist(&["hold", "web-1"])?.expect_code(0)?;
+        let done = world.hoist(&["deploy", &spec, "--canary", "1", "--json"])?;
+        let document = json(&done.expect_code(0)?)?;
+        ensure!(
+            outcomes(&document) == ["held", "succeeded", "succeeded"],
+            "{document}"
+        );
+        ensure!(document["machines"][0]["batch"] == 3, "{document}");
+        world.hoist(&["release", "web-1"])?.expect_code(0)?;
+        ensure!(machines[0].current_system()?.as_ref() == Some(&paths[0]));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_rollout_whose_way_back_is_not_signed_says_so_in_its_report() {
+    scenario(Options::default(), |world| {
+        let (machines, mut paths) = fleet(world)?;
+        paths[1] = world.system(&System::new("web-2", "bad").failing())?;
+        let spec = spec(world, &machines, &paths)?;
+        let signer = Signer::new(world)?;
+        let (command, key) = (signer.command(), signer.key.public().to_string());
+        let args = [
+            "deploy",
+            &spec,
+            "--batch",
+            "1",
+            "--on-failure",
+            "rollback",
+            "--json",
+        ];
+        let signed = ["--signer", &command, "--signer-key", &key];
+        let hoist = world.start_hoist("signer", &[&args[..], &signed].concat())?;
+        signer.sign_for(3)?;
+        let done = Finished::wait(hoist)?.expect_code(1)?;
+        let document = json(&done)?;
+        ensure!(
+            outcomes(&document) == ["not_published", "failed", "not_begun"],
+            "{document}"
+        );
+        let first = &document["machines"][0];
+        ensure!(first["sent_back"].is_null(), "{first}");
+        ensure!(
+            first["message"]
+                .to_string()
+                .contains("not signed by the key"),
+            "{first}"
+        );
+        for words in [
+            "web-1: it was moved and is not sent back",
+            "0 of 1 machines",
+        ] {
+            ensure!(done.stderr.contains(words), "{}", done.stderr);
+        }
+        ensure!(machines[0].current_system()?.as_ref() == Some(&paths[0]));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_rollout_that_somebody_cancels_begins_no_further_batch() {
+    scenario(Options::default(), |world| {
+        let (machines, paths) = fleet(world)?;
+        let spec = spec(world, &machines, &paths)?;
+        // Its first batch has ended and has to stay well: nothing is left to cancel on any machine.
+        let args = ["deploy", &spec, "--batch", "1", "--bake", "20m", "--json"];
+        let hoist = world.start_hoist("baking", &args)?;
+        wait::until_true("the first batch has to stay well", || {
+            Ok(hoist.stderr()?.contains("has to stay well"))
+        })?;
+        let wrong = world.hoist(&["cancel", "--rollout", "00000000"])?;
+        let wrong = wrong.expect_code(1)?;
+        ensure!(
+            wrong.stderr.contains("rollouts that machines have"),
+            "{}",
+            wrong.stderr
+        );
+        let id = rollout_of(&hoist.stderr()?)?;
+        // The machines that are named are meant alone.
+        world
+            .hoist(&["cancel", "web-1", "--rollout", &id])?
+            .expect_code(0)?;
+        ensure!(
+            !hoist.stderr()?.contains("was cancelled"),
+            "{}",
+            hoist.stderr()?
+        );
+        let cancel = ["cancel", "--rollout", &id, "--actor", "alice"];
+        world.hoist(&cancel)?.expect_code(0)?;
+        let done = Finished::wait(hoist)?.expect_code(7)?;
+        let document = json(&done)?;
+        ensure!(
+            outcomes(&document) == ["succeeded", "not_begun", "not_begun"],
+            "{document}"
+        );
+        ensure!(
+            document["rollout"]["cancelled_by"].is_string(),
+            "{document}"
+        );
+        ensure!(
+            done.stderr.contains("cancelled by alice"),
+            "{}",
+            done.stderr
+        );
+        ensure!(machines[0].current_system()?.as_ref() == Some(&paths[0]));
+        // Once more is nothing to do, and the same command again goes on.
+        let again = world.hoist(&["cancel", "--rollout", &id, "--json"])?;
+        ensure!(outcomes(&json(&again.expect_code(0)?)?) == ["skipped"]);
+        let done = world.hoist(&["deploy", &spec, "--json"])?.expect_code(0)?;
+        ensure!(outcomes(&json(&done)?)[1..] == ["succeeded"; 2]);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_rollout_that_is_cancelled_while_a_machine_fetches_ends_with_that() {
+    scenario(Options::default(), |world| {
+        let (machines, paths) = fleet(world)?;
+        let spec = spec(world, &machines, &paths)?;
+        world.cache.server.set(Mode::Holding);
+        let hoist = world.start_hoist("fetching", &["deploy", &spec, "--batch", "1", "--json"])?;
+        wait::until_true("it is being fetched", || Ok(world.cache.server.held() > 0))?;
+        let id = rollout_of(&hoist.stderr()?)?;
+        world.hoist(&["cancel", "--rollout", &id])?.expect_code(0)?;
+        let done = Finished::wait(hoist)?.expect_code(7)?;
+        world.cache.server.set(Mode::Serving);
+        let document = json(&done)?;
+        ensure!(outcomes(&document)[1..] == ["not_begun"; 2], "{document}");
+        ensure!(
+            document["rollout"]["cancelled_by"].is_string(),
+            "{document}"
+        );
+        for machine in &machines {
+            ensure!(
+                machine
+                    .activations()?
+                    .iter()
+                    .all(|line| !line.contains("2 "))
+            );
+        }
+        Ok(())
+    });
+}
+
+/// Somebody with a key of their own, who is asked by a command and answers by way of files.
+struct Signer {
+    folder: Utf8PathBuf,
+    seed: [u8; 32],
+    key: SigningKey,
+}
+
+impl Signer {
+    fn new(world: &World) -> Result<Self> {
+        let folder = world.site().dir().join("signer");
+        fs::create_dir(&folder)?;
+        let seed = [9; 32];
+        let key = SigningKey::from_seed(KeyName::new("second")?, &seed.into());
+        Ok(Self { folder, seed, key })
+    }
+
+    /// What `hoist` runs for each signature.
+    fn command(&self) -> String {
+        format!(
+            "cd '{}' && [ ! -e enough ] && cat > part && mv part message && \
+             while [ ! -e answer ] && kill -0 $PPID; do sleep 0.02; done && cat answer && rm answer",
+            self.folder
+        )
+    }
+
+    /// Signs so many times, and then says no.
+    fn sign_for(&self, times: usize) -> Result<()> {
+        let message = self.folder.join("message");
+        for time in 1..=times {
+            wait::until_true("a signature is asked for", || Ok(message.exists()))?;
+            let key = ed25519_dalek::SigningKey::from_bytes(&self.seed);
+            let signature = key.sign(&fs::read(&message)?).to_bytes();
+            fs::remove_file(&message)?;
+            if time == times {
+                fs::write(self.folder.join("enough"), "")?;
+            }
+            let answer = self.folder.join("answer.part");
+            fs::write(&answer, STANDARD.encode(signature))?;
+            fs::rename(answer, self.folder.join("answer"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The rollout that `hoist` says it begins.
+fn rollout_of(stderr: &str) -> Result<String> {
+    let said = stderr
+        .split("rollout ")
+        .nth(1)
+        .context("it says no rollout")?;
+    Ok(said.chars().take(8).collect())
 }
 
 #[test]

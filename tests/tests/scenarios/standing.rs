@@ -75,6 +75,57 @@ fn a_machine_that_is_held_keeps_its_target_and_runs_it_still_when_it_is_released
 }
 
 #[test]
+fn a_hold_from_afar_outlasts_what_is_deployed_until_it_is_released() {
+    scenario(Options::default(), |world| {
+        let (machine, v1, v2) = with_v1(world, "web-1")?;
+        let spec = world.spec(&[(machine.name(), &v2)], None)?;
+        let deploy = ["deploy", spec.as_str()];
+        let before = machine.activations()?;
+        ends(world, &["hold", "web-1"], 0, "holds")?;
+        let would = world.hoist(&[&deploy[..], &["--dry-run"]].concat())?;
+        ensure!(would.success()?.contains("held: it begins when"));
+        let held = ends(world, &deploy, 8, "held")?;
+        ensure!(held["stays_held"] == true, "{held}");
+        ensure!(held["message"].to_string().contains("on release"), "{held}");
+        let there = retained(world, machine.name())?;
+        ensure!(there.deployment().parts().held == Held::UntilReleased);
+        // Neither does going back let it go, nor what nobody waits for.
+        ends(world, &["rollback", "web-1"], 8, "held")?;
+        ends(world, &[&deploy[..], &["--async"]].concat(), 0, "published")?;
+        ensure!(machine.activations()? == before, "nothing was activated");
+        ensure!(machine.current_system()? == Some(v1.clone()));
+        ends(world, &["release", "web-1"], 0, "succeeded")?;
+        ensure!(machine.current_system()? == Some(v2.clone()));
+
+        // What was to come is cancelled, and the machine is held all the same.
+        ends(world, &["hold", "web-1"], 0, "holds")?;
+        let back = world.spec(&[(machine.name(), &v1)], None)?;
+        ends(world, &["deploy", back.as_str()], 8, "held")?;
+        ends(world, &["cancel", "web-1"], 8, "held")?;
+        ends(world, &["cancel", "web-1"], 0, "skipped")?;
+        ends(world, &["release", "web-1"], 0, "unchanged")?;
+        ensure!(machine.current_system()? == Some(v2.clone()));
+
+        // Whoever deploys may let it go.
+        ends(world, &["hold", "web-1"], 0, "holds")?;
+        ends(
+            world,
+            &["deploy", back.as_str(), "--release"],
+            0,
+            "succeeded",
+        )?;
+        ends(world, &["hold", "web-1", "--for", "8h"], 0, "holds")?;
+        let until = retained(world, machine.name())?.deployment().parts().held;
+        ends(world, &deploy, 8, "held")?;
+        let there = retained(world, machine.name())?;
+        ensure!(there.deployment().parts().held == until, "its end is kept");
+        ends(world, &["rollback", "web-1", "--release"], 0, "succeeded")?;
+        ensure!(machine.current_system()? == Some(v2));
+        Ok(())
+    });
+}
+
+#[test]
 fn what_is_held_while_it_is_fetched_goes_on_when_it_is_released() {
     scenario(Options::default(), |world| {
         let (machine, v1, v2) = with_v1(world, "web-1")?;
