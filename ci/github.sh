@@ -32,8 +32,27 @@ while IFS= read -r line; do
     [[ -z $line ]] || args+=("$line")
 done <<< "${INPUT_ARGS:-}"
 
+# A job that is cancelled ends hoist, which leaves the machines as they are, says how far it came, and writes its report.
+# A shell that waits for a program hears a signal only after that: so it runs beside, where only SIGTERM reaches it.
+pid=
+stopped=
+stop() {
+    stopped=yes
+    [[ -z $pid ]] || kill -TERM "$pid" 2> /dev/null || true
+}
+trap stop INT TERM
+"$hoist" "${args[@]}" &
+pid=$!
+[[ -z $stopped ]] || stop
 code=0
-"$hoist" "${args[@]}" || code=$?
+wait "$pid" || code=$?
+# A signal ends the wait and not hoist, whose own exit code the next one gives; 127 is that there is no more to say.
+while [[ -n $stopped ]]; do
+    stopped=
+    again=0
+    wait "$pid" || again=$?
+    [[ $again -eq 127 ]] || code=$again
+done
 {
     echo "exit-code=$code"
     echo "report=$report"

@@ -13,6 +13,7 @@ use std::io::Write as _;
 use hoist_certs::program::now;
 use hoist_protocol::Text;
 
+use crate::console::print;
 use crate::outcome::Outcome;
 use crate::report::Report;
 use crate::settings::Environment;
@@ -110,6 +111,32 @@ impl Log {
         }
     }
 
+    /// Prints a table for people, in which is what machines say.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn table(&self, text: &str) -> std::io::Result<()> {
+        match self.system {
+            // Whoever reads two streams does not know their order: where our marks are not, commands may be on.
+            Some(System::GitHub) => {
+                write(text);
+                Ok(())
+            }
+            Some(System::GitLab) | None => print(text),
+        }
+    }
+
+    /// Prints a JSON document, for programs.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn json(&self, text: &str) -> std::io::Result<()> {
+        match self.system {
+            Some(System::GitHub) => print(&without_commands(text)),
+            Some(System::GitLab) | None => print(text),
+        }
+    }
+
     /// Marks the run with what went wrong, machine by machine.
     pub fn annotate(&self, report: &Report) {
         if self.system == Some(System::GitHub) {
@@ -157,6 +184,11 @@ fn write(text: &str) {
     if let Err(error) = std::io::stderr().lock().write_all(text.as_bytes()) {
         tracing::trace!(%error, "stderr is closed");
     }
+}
+
+/// The same JSON without what GitHub takes for a command in the middle of a line; at the beginning of one there is none.
+fn without_commands(json: &str) -> String {
+    json.replace("##[", "\\u0023\\u0023[")
 }
 
 fn annotations(report: &Report) -> String {
@@ -246,6 +278,15 @@ mod tests {
             "::error title=web-0 failed::it%0A::add-mask::x%0A::error title=a,b::c %25 d\n"
         );
         assert_eq!(property("a:b,c%"), "a%3Ab%2Cc%25");
+    }
+
+    #[test]
+    fn a_json_document_says_the_same_without_a_command_in_it() {
+        let said = serde_json::json!({ "message": "a ###[error]b ##[add-mask]c" });
+        let shown = without_commands(&said.to_string());
+        assert!(!shown.contains("##["), "{shown}");
+        let read: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(read, said);
     }
 
     #[test]

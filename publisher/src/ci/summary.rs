@@ -69,6 +69,37 @@ pub fn markdown(report: &Report) -> String {
     text + "\n"
 }
 
+/// The summary of a dry run: its heading, and a table of texts.
+#[must_use]
+pub fn of_table(heading: &str, header: &[&str], rows: &[Vec<String>]) -> String {
+    let mut text = format!("### {heading}\n\n");
+    if rows.is_empty() {
+        return text + "No machine is meant.\n\n";
+    }
+    text += "<table>\n<tr>";
+    for title in header {
+        let _infallible = write!(text, "<th>{title}</th>");
+    }
+    text += "</tr>\n";
+    let mut left = rows.len();
+    for row in rows {
+        let cells: Vec<String> = (row.iter())
+            .map(|cell| format!("<td>{}</td>", code(cell)))
+            .collect();
+        let row = format!("<tr>{}</tr>\n", cells.concat());
+        if text.len() + row.len() > LONGEST {
+            break;
+        }
+        text += &row;
+        left -= 1;
+    }
+    text += "</table>\n";
+    if left > 0 {
+        let _infallible = writeln!(text, "\n… and {left} more machines.");
+    }
+    text + "\n"
+}
+
 fn row(machine: &MachineReport) -> String {
     let path = machine.path.as_ref().or(machine.current_path.as_ref());
     let closure = path.map_or_else(|| "-".to_owned(), |path| code(path.name()));
@@ -174,6 +205,18 @@ mod tests {
             "an empty line ends the block: {table}"
         );
         assert_eq!(text.matches("</table>").count(), 1);
+    }
+
+    #[test]
+    fn a_dry_run_is_a_table_of_texts_too() {
+        let rows = [vec!["web-1".to_owned(), "</td>\n\n# Hi".to_owned()]];
+        let text = of_table("Dry run", &["Machine", "Then"], &rows);
+        let expected = "### Dry run\n\n<table>\n<tr><th>Machine</th><th>Then</th></tr>\n\
+            <tr><td><code>web-1</code></td><td><code>&#60;&#47;td&#62;  &#35; Hi</code></td></tr>\n</table>\n\n";
+        assert_eq!(text, expected);
+        assert!(of_table("Dry run", &["Machine"], &[]).contains("No machine"));
+        let many = vec![vec!["x".repeat(900)]; 5_000];
+        assert!(of_table("Dry run", &["Machine"], &many).len() < 1024 * 1024);
     }
 
     #[test]

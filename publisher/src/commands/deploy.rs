@@ -9,8 +9,8 @@ use hoist_certs::Role;
 use hoist_protocol::{AgentName, ClosureDigest, Goal, StorePath, Target};
 
 use super::flake::{CacheArgs, NixArgs, Wanted, interrupted, roles};
-use super::send::{Sending, Task};
-use super::{CommandError, dry_run, signed};
+use super::send::{Sending, Task, check_signers};
+use super::{CommandError, dry_run, provenance, signed};
 use crate::ci::deployment::{Deployment, State};
 use crate::console::Console;
 use crate::digests::{self, DigestError};
@@ -127,7 +127,7 @@ pub struct DeployArgs {
     #[command(flatten)]
     pub deployment: DeploymentArgs,
     /// Tell GitHub that this environment is being deployed to, and how that ended, with the token in $GITHUB_TOKEN; that
-    /// GitHub does not answer is a warning
+    /// GitHub does not answer is a warning. With --async it stays `in_progress`, since nobody waits for the end
     #[arg(
         long,
         value_name = "ENVIRONMENT",
@@ -168,7 +168,13 @@ pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> 
     };
     let begun = Deployment::begin(environment, &process_environment);
     let result = deploy(args, flags).await;
+    let waits_for_none = args.follow.is_async || args.follow.wait == WaitFor::None;
     let (state, said) = match &result {
+        // How it ends nobody here will know; GitHub shows it as under way until somebody says so.
+        Ok(Exit::Ok) if waits_for_none => (
+            State::InProgress,
+            "published; how it ends is not waited for (`hoist wait`)",
+        ),
         Ok(Exit::Ok) => (State::Success, "every machine that was waited for runs it"),
         Ok(Exit::Interrupted) => (State::Error, "interrupted"),
         Ok(_) => (
@@ -251,8 +257,14 @@ async fn of_flake(
     selection: &Selection,
 ) -> Result<Option<Spec>, CommandError> {
     let caller = settings.caller("deploy", roles(args.dry_run))?;
+    // What is wrong shows now, and not after an hour of building.
     if !args.dry_run {
-        settings.keys(&args.signing)?;
+        let keys = settings.keys(&args.signing)?;
+        if args.deployment.prepare.is_none() {
+            check_signers(&keys)?;
+        }
+        settings.caches(&args.substituters, &args.substituter_keys)?;
+        provenance::gather(&args.deployment, &process_environment)?;
     }
     let wanted = Wanted {
         flake,

@@ -7,10 +7,12 @@ use hoist_protocol::{AgentName, FleetName, Presence, State, StorePath};
 use serde::Serialize;
 
 use super::deploy::DeployArgs;
+use super::ending::leave;
 use super::status::{READERS, short_path};
 use super::{CommandError, look};
-use crate::console::print;
+use crate::ci::summary;
 use crate::console::table::{Page, Tone, render};
+use crate::console::{Console, print};
 use crate::drive::Interrupts;
 use crate::link::Link;
 use crate::outcome::Exit;
@@ -103,8 +105,16 @@ pub(super) async fn run(
         () = interrupts.next() => return Ok(Exit::Interrupted),
     };
     let rows = rows(args, spec, selection, &snapshot);
+    let document = || json(&caller.fleet, &rows);
+    let markdown = || markdown(&caller.fleet, &rows);
+    leave(
+        &args.follow,
+        &Console::new(args.follow.quiet),
+        document,
+        markdown,
+    );
     let text = if args.follow.json {
-        json(&caller.fleet, &rows)
+        document()
     } else if rows.is_empty() {
         format!("no machine of the spec is meant by {}\n", selection.shown())
     } else {
@@ -122,6 +132,25 @@ fn json(fleet: &FleetName, rows: &[Row]) -> String {
         "dry_run": true,
         "machines": rows,
     }))
+}
+
+fn markdown(fleet: &FleetName, rows: &[Row]) -> String {
+    let cells: Vec<Vec<String>> = (rows.iter())
+        .map(|row| {
+            let runs = row.current_path.as_ref();
+            vec![
+                row.batch
+                    .map_or_else(|| "-".to_owned(), |batch| batch.to_string()),
+                row.agent.to_string(),
+                runs.map_or_else(|| "-".to_owned(), short_path),
+                short_path(&row.path),
+                row.would.said().0.to_owned(),
+            ]
+        })
+        .collect();
+    let heading = format!("hoist deploy --dry-run: fleet `{fleet}`; nothing was published");
+    let header = ["Batch", "Machine", "Runs", "Would run", "Then"];
+    summary::of_table(&heading, &header, &cells)
 }
 
 fn rows(args: &DeployArgs, spec: &Spec, selection: &Selection, snapshot: &Snapshot) -> Vec<Row> {
@@ -188,10 +217,10 @@ fn table(rows: &[Row], page: Page) -> String {
         cells
     });
     let table = render(page, &header, cells.collect());
-    format!("{table}{}\n", summary(rows))
+    format!("{table}{}\n", counted(rows))
 }
 
-fn summary(rows: &[Row]) -> String {
+fn counted(rows: &[Row]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for row in rows {
         let said = row.would.said().0;

@@ -8,8 +8,9 @@ use camino::Utf8Path;
 
 use super::CommandError;
 use super::send::Sending;
+use crate::FollowArgs;
 use crate::ci::{Log, summary};
-use crate::console::{Console, print};
+use crate::console::Console;
 use crate::drive::Stop;
 use crate::follow::Published;
 use crate::lines_shown::LinesShown;
@@ -58,11 +59,11 @@ impl Ending<'_> {
         report.interrupted = matches!(stop, Stop::Interrupted);
         show_tails(console, report, lines_shown);
         self.log.end_section();
-        if self.json {
-            print(&report.to_json()).map_err(CommandError::Output)?;
-        } else {
-            print(&report.table()).map_err(CommandError::Output)?;
-        }
+        let printed = match self.json {
+            true => self.log.json(&report.to_json()),
+            false => self.log.table(&report.table()),
+        };
+        printed.map_err(CommandError::Output)?;
         match stop {
             Stop::Over | Stop::Halted(_) | Stop::Cancelled(_) => {}
             Stop::TimeUp => console.note(&format!(
@@ -105,22 +106,28 @@ impl Ending<'_> {
 impl Sending<'_> {
     /// Writes the files that tell of the run.
     pub(super) fn leave(&self, console: &Console, report: &Report) {
-        if let Some(path) = &self.follow().report {
-            not_written(console, path, std::fs::write(path, report.to_json()));
-        }
-        if let Some(path) = &self.follow().summary {
-            not_written(
-                console,
-                path,
-                std::fs::write(path, summary::markdown(report)),
-            );
-        } else if let Some(path) = process_environment("GITHUB_STEP_SUMMARY") {
-            // Other commands of the same step write there too.
-            let file = OpenOptions::new().append(true).create(true).open(&path);
-            let text = summary::markdown(report);
-            let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-            not_written(console, path.as_str().into(), written);
-        }
+        let summary = || summary::markdown(report);
+        leave(self.follow(), console, || report.to_json(), summary);
+    }
+}
+
+/// Writes the files that tell of a run, or of what one would do: the JSON document, and the Markdown.
+pub(super) fn leave(
+    follow: &FollowArgs,
+    console: &Console,
+    json: impl Fn() -> String,
+    summary: impl Fn() -> String,
+) {
+    if let Some(path) = &follow.report {
+        not_written(console, path, std::fs::write(path, json()));
+    }
+    if let Some(path) = &follow.summary {
+        not_written(console, path, std::fs::write(path, summary()));
+    } else if let Some(path) = process_environment("GITHUB_STEP_SUMMARY") {
+        // Other commands of the same step write there too.
+        let file = OpenOptions::new().append(true).create(true).open(&path);
+        let written = file.and_then(|mut file| file.write_all(summary().as_bytes()));
+        not_written(console, path.as_str().into(), written);
     }
 }
 

@@ -11,7 +11,9 @@ use super::look;
 use crate::ci::Log;
 use crate::console::{Console, print};
 use crate::drive::Interrupts;
-use crate::flake::{CacheUrl, Evaluated, FlakeError, FlakeRef, Machines, Nix, NixError, push};
+use crate::flake::{
+    CacheUrl, Evaluated, FlakeError, FlakeRef, Machines, Nix, NixError, Roots, push,
+};
 use crate::link::Link;
 use crate::outcome::Exit;
 use crate::select::{Selection, Selector};
@@ -109,13 +111,14 @@ pub async fn build(args: &BuildArgs) -> Result<Exit, CommandError> {
         let mut machines = found(&nix, &args.flake, &console).await?;
         machines.narrow(&selection)?;
         let evaluated = evaluate(&nix, &machines, &console).await?;
-        if !args.no_build {
-            built(&nix, &evaluated, &console).await?;
-        }
-        Ok(evaluated)
+        let roots = match args.no_build {
+            true => None,
+            false => Some(built(&nix, &evaluated, &console).await?),
+        };
+        Ok((evaluated, roots))
     };
-    let evaluated = match work.await {
-        Ok(evaluated) => evaluated,
+    let (evaluated, _roots) = match work.await {
+        Ok(done) => done,
         Err(error) => return interrupted(error, &console),
     };
     match &args.out {
@@ -180,7 +183,7 @@ impl Wanted<'_> {
         let evaluated = evaluate(&nix, &machines, &console).await?;
         if !self.only_evaluate {
             log.section("Building");
-            built(&nix, &evaluated, &console).await?;
+            let _until_pushed = built(&nix, &evaluated, &console).await?;
             if let Some(cache) = &self.cache {
                 log.section("Copying to the cache");
                 pushed(&nix, &evaluated.spec, cache, &console).await?;
@@ -235,11 +238,10 @@ async fn evaluate(
     Ok(machines.evaluate(nix).await?)
 }
 
-async fn built(nix: &Nix, evaluated: &Evaluated, console: &Console) -> Result<(), CommandError> {
+async fn built(nix: &Nix, evaluated: &Evaluated, console: &Console) -> Result<Roots, CommandError> {
     let count = evaluated.spec.agents().len();
     console.note(&format!("building for {}", counted(count, "machine")));
-    evaluated.build(nix).await?;
-    Ok(())
+    Ok(evaluated.build(nix).await?)
 }
 
 async fn pushed(

@@ -6,7 +6,7 @@ use hoist_protocol::{Draft, VerifyError};
 use super::CommandError;
 use super::making::Made;
 use super::send::Sending;
-use crate::console::{Console, print};
+use crate::console::Console;
 use crate::follow::{End, Said};
 use crate::outcome::{Exit, Outcome, exit_of};
 use crate::plan::Signed;
@@ -49,11 +49,11 @@ pub(super) fn write(
     let mut report = Report::new(sending.command(), fleet, machines, warnings, took);
     let exit = exit_of(&report.outcomes(), false);
     report.exit_code = exit.code();
-    let text = match sending.follow().json {
-        true => report.to_json(),
-        false => report.table(),
+    let printed = match sending.follow().json {
+        true => sending.log().json(&report.to_json()),
+        false => sending.log().table(&report.table()),
     };
-    print(&text).map_err(CommandError::Output)?;
+    printed.map_err(CommandError::Output)?;
     if !signed_file.drafts.is_empty() {
         let names: Vec<&str> = (sending.keys().signing.iter())
             .map(|signer| signer.name().as_str())

@@ -5,13 +5,15 @@ use serde::Serialize;
 
 use super::CommandError;
 use super::choosing::{Chosen, check_names};
+use super::ending::leave;
 use super::send::{Sending, Task};
 use super::status::short_path;
-use crate::console::print;
+use crate::ci::summary;
+use crate::console::Console;
 use crate::console::table::{Page, Tone, render};
 use crate::drive::Interrupts;
 use crate::outcome::{Exit, Outcome};
-use crate::report::SCHEMA;
+use crate::report::{SCHEMA, document};
 use crate::snapshot::Seen;
 
 /// What would become of a machine.
@@ -24,6 +26,16 @@ enum Would {
     Skip,
     /// It cannot be done for it.
     Refuse,
+}
+
+impl Would {
+    const fn said(self) -> (&'static str, Tone) {
+        match self {
+            Self::Publish => ("publish", Tone::Good),
+            Self::Skip => ("skip", Tone::Plain),
+            Self::Refuse => ("refuse", Tone::Bad),
+        }
+    }
 }
 
 /// What is said of a machine that is held already.
@@ -49,23 +61,54 @@ pub(super) async fn run(sending: &Sending<'_>, task: &Task) -> Result<Exit, Comm
         true => Exit::Error,
         false => Exit::Ok,
     };
-    let text = if sending.follow().json {
-        let document = serde_json::json!({
+    let json = || {
+        document(&serde_json::json!({
             "schema": SCHEMA,
             "command": sending.command(),
             "fleet": sending.fleet(),
             "dry_run": true,
             "exit_code": exit.code(),
             "machines": rows,
-        });
-        serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
-    } else if rows.is_empty() {
-        "no machine is meant by that\n".to_owned()
-    } else {
-        table(&rows, Page::stdout())
+        }))
     };
-    print(&text).map_err(CommandError::Output)?;
+    let console = Console::new(sending.follow().quiet);
+    leave(sending.follow(), &console, json, || {
+        markdown(sending, &rows)
+    });
+    let printed = if sending.follow().json {
+        sending.log().json(&json())
+    } else {
+        sending.log().table(&shown(&rows))
+    };
+    printed.map_err(CommandError::Output)?;
     Ok(exit)
+}
+
+fn shown(rows: &[Row]) -> String {
+    if rows.is_empty() {
+        return "no machine is meant by that\n".to_owned();
+    }
+    table(rows, Page::stdout())
+}
+
+fn markdown(sending: &Sending<'_>, rows: &[Row]) -> String {
+    let cells: Vec<Vec<String>> = (rows.iter())
+        .map(|row| {
+            let runs = row.current_path.as_ref();
+            vec![
+                row.agent.to_string(),
+                runs.map_or_else(|| "-".to_owned(), short_path),
+                row.would.said().0.to_owned(),
+                row.detail.to_string(),
+            ]
+        })
+        .collect();
+    let heading = format!(
+        "hoist {} --dry-run: fleet `{}`; nothing was published",
+        sending.command(),
+        sending.fleet()
+    );
+    summary::of_table(&heading, &["Machine", "Runs", "Would", "What"], &cells)
 }
 
 async fn rows(sending: &Sending<'_>, task: &Task) -> Result<Vec<Row>, CommandError> {
@@ -107,11 +150,7 @@ async fn rows(sending: &Sending<'_>, task: &Task) -> Result<Vec<Row>, CommandErr
 fn table(rows: &[Row], page: Page) -> String {
     let cells = rows.iter().map(|row| {
         let runs = row.current_path.as_ref();
-        let (word, tone) = match row.would {
-            Would::Publish => ("publish", Tone::Good),
-            Would::Skip => ("skip", Tone::Plain),
-            Would::Refuse => ("refuse", Tone::Bad),
-        };
+        let (word, tone) = row.would.said();
         vec![
             (row.agent.to_string(), Tone::Plain),
             (runs.map_or_else(|| "-".to_owned(), short_path), Tone::Plain),

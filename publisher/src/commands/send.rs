@@ -107,7 +107,7 @@ impl<'a> Sending<'a> {
     /// Does it. An error means that nothing was published.
     pub(super) async fn run(self, task: Task) -> Result<Exit, CommandError> {
         if self.deployment.prepare.is_none() && !matches!(task, Task::Signed(_)) {
-            self.check_signers()?;
+            check_signers(&self.keys)?;
         }
         if let Task::Targets(targets, _) = &task {
             self.try_to_sign(targets)?;
@@ -322,15 +322,6 @@ impl<'a> Sending<'a> {
         }
     }
 
-    /// Whether what is signed here is enough for the machines, as far as somebody has said how much they want.
-    fn check_signers(&self) -> Result<(), CommandError> {
-        let (have, required) = (self.keys.signing.len(), self.keys.required);
-        if have < required {
-            return Err(CommandError::TooFewSigners { have, required });
-        }
-        Ok(())
-    }
-
     /// Connects, looks at the machines, and signs.
     async fn prepare(&self, task: Task, console: &Console) -> Result<Prepared, CommandError> {
         let (mut link, snapshot) = self.look(&task).await?;
@@ -408,9 +399,22 @@ impl<'a> Sending<'a> {
         self.deployment
     }
 
+    pub(super) const fn log(&self) -> &Log {
+        &self.log
+    }
+
     pub(super) const fn command(&self) -> &'static str {
         self.command
     }
+}
+
+/// Whether what is signed here is enough for the machines, as far as somebody has said how much they want.
+pub(super) fn check_signers(keys: &Keys) -> Result<(), CommandError> {
+    let (have, required) = (keys.signing.len(), keys.required);
+    if have < required {
+        return Err(CommandError::TooFewSigners { have, required });
+    }
+    Ok(())
 }
 
 /// What [`Sending::prepare`] leaves.

@@ -100,6 +100,9 @@ pub enum FlakeError {
         #[source]
         source: NixError,
     },
+    /// Nothing can keep what is built from the garbage collector.
+    #[error("no folder can be made for the roots of what is built")]
+    Roots(#[source] std::io::Error),
     /// The cache does not take the closures.
     #[error("the closures could not be copied to `{cache}`")]
     Push {
@@ -230,7 +233,7 @@ impl Machines {
     /// [`FlakeError`]
     pub async fn find(nix: &Nix, of: &FlakeRef) -> Result<Self, FlakeError> {
         let mut found = Self {
-            flake: of.flake.clone(),
+            flake: nix.at_revision(&of.flake).await?,
             spec: None,
             attributes: BTreeMap::new(),
             unfit: Vec::new(),
@@ -365,14 +368,25 @@ fn json(text: &str) -> Result<Value, NixError> {
     serde_json::from_str(text).map_err(|error| NixError::Output("eval", error))
 }
 
+/// Keeps what was built from the garbage collector for as long as it lives: no cache may have it yet.
+#[must_use]
+#[derive(Debug)]
+pub struct Roots {
+    _folder: tempfile::TempDir,
+}
+
 impl Evaluated {
-    /// Builds all of it, or gets it from binary caches.
+    /// Builds all of it, or gets it from binary caches; what comes back keeps it from the garbage collector.
     ///
     /// # Errors
     /// [`FlakeError::Build`] names the machines whose closures are not there.
-    pub async fn build(&self, nix: &Nix) -> Result<(), FlakeError> {
-        let Err(source) = nix.build(&self.needs).await else {
-            return Ok(());
+    pub async fn build(&self, nix: &Nix) -> Result<Roots, FlakeError> {
+        let roots = tempfile::Builder::new()
+            .prefix("hoist-roots-")
+            .tempdir()
+            .map_err(FlakeError::Roots)?;
+        let Err(source) = nix.build(&self.needs, roots.path()).await else {
+            return Ok(Roots { _folder: roots });
         };
         if matches!(source, NixError::Interrupted | NixError::NotInstalled) {
             return Err(source.into());

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -94,6 +95,24 @@ pub(super) struct Need {
     path: bool,
 }
 
+/// What `nix flake metadata` says of a flake, as far as it matters.
+#[derive(Debug, Deserialize)]
+struct Metadata {
+    /// Where it is, with its revision when it has one.
+    url: String,
+    revision: Option<String>,
+}
+
+impl Metadata {
+    /// The flake that was asked for as `flake`, to be asked for again.
+    fn at_revision(self, flake: &str) -> String {
+        match self.revision {
+            Some(_) => self.url,
+            None => flake.to_owned(),
+        }
+    }
+}
+
 impl Nix {
     /// Nix with these `args` of its own in addition, until somebody interrupts. A quiet one says nothing.
     #[must_use]
@@ -146,8 +165,33 @@ impl Nix {
         Err(failed("eval", &answer.said))
     }
 
+    /// The flake `flake` at the revision that it has now, so that all that is asked of it is asked of the same one, and
+    /// it is fetched once. One without a revision, such as a folder in which something is changed, is what it is.
+    pub(super) async fn at_revision(&self, flake: &str) -> Result<String, NixError> {
+        let mut command = self.command("flake");
+        command.args(["metadata", "--json", "--", flake]);
+        let answer = self.run(command, Says::Nothing).await?;
+        if !answer.status.success() {
+            // Whatever is wrong, the next question says it better: it is the one that the flake is needed for.
+            tracing::debug!(
+                flake,
+                said = answer.said,
+                "nix does not tell the flake's revision"
+            );
+            return Ok(flake.to_owned());
+        }
+        let metadata: Metadata = serde_json::from_slice(&answer.stdout)
+            .map_err(|error| NixError::Output("flake metadata", error))?;
+        Ok(metadata.at_revision(flake))
+    }
+
     /// Builds all that is needed, or gets it from binary caches. Goes on after a failure, so that all of them show.
-    pub(super) async fn build(&self, needs: &BTreeMap<String, Need>) -> Result<(), NixError> {
+    /// Links in the folder `roots` keep it from the garbage collector.
+    pub(super) async fn build(
+        &self,
+        needs: &BTreeMap<String, Need>,
+        roots: &Path,
+    ) -> Result<(), NixError> {
         let selects_outputs = self.version().await? >= (2, 13);
         let installables: Vec<String> = needs
             .iter()
@@ -160,8 +204,20 @@ impl Nix {
             })
             .collect();
         let installables: Vec<&str> = installables.iter().map(String::as_str).collect();
-        self.on_all("build", &["--no-link", "--keep-going"], &installables)
-            .await
+        let mut result = Ok(());
+        for (number, batch) in installables.chunks(BATCH).enumerate() {
+            let link = roots.join(number.to_string());
+            let link = link.to_string_lossy();
+            let args = ["--keep-going", "--out-link", &link];
+            match self.on_all("build", &args, batch).await {
+                Ok(()) => {}
+                Err(stopped @ (NixError::Interrupted | NixError::NotInstalled)) => {
+                    return Err(stopped);
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        result
     }
 
     /// Copies the closures of these paths to the store or cache at `to`.
@@ -376,6 +432,19 @@ mod tests {
         ] {
             assert_eq!(version(said), expected, "{said}");
         }
+    }
+
+    #[test]
+    fn a_flake_with_a_revision_is_asked_for_at_that() {
+        let asked = |metadata: &str| {
+            let metadata: Metadata = serde_json::from_str(metadata).unwrap();
+            metadata.at_revision("github:me/fleet")
+        };
+        let clean =
+            r#"{"locked":{"type":"github"},"revision":"f275","url":"github:me/fleet/f275"}"#;
+        assert_eq!(asked(clean), "github:me/fleet/f275");
+        let changed = r#"{"dirtyRevision":"f275-dirty","url":"git+file:///fleet"}"#;
+        assert_eq!(asked(changed), "github:me/fleet");
     }
 
     #[test]

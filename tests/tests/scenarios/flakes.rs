@@ -1,12 +1,13 @@
 //! From a flake to a fleet: evaluated, built, pushed and deployed, or nothing published at all.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use camino::Utf8PathBuf;
 use hoist_protocol::{StorePath, System as Platform};
 use hoist_tests::closure::{Closure, System};
-use hoist_tests::process::{Finished, Process};
+use hoist_tests::process::{self, Finished, Process};
 use hoist_tests::wait;
 use hoist_tests::world::{FLEET, Options, World, scenario};
 use rustix::process::Signal;
@@ -171,6 +172,15 @@ fn what_cannot_be_built_or_pushed_is_named_and_nothing_is_published() {
         refused(world, &deploy("web-2"), 1, &["`web-2`", "no such compiler"])?;
         refused(world, &deploy("web-3"), 1, &["`web-3`", "no host name"])?;
         refused(world, &deploy("web-9"), 2, &["`web-9`", "did you mean"])?;
+        // What is wrong with the settings is said before anything is asked of Nix.
+        for (wrong, word) in [
+            (["--required-signatures", "2"], "2 signatures are required"),
+            (["--substituter-key", "none"], "substituter"),
+        ] {
+            let args = [&deploy("web-2")[..], &wrong].concat();
+            let done = refused(world, &args, 2, &[word])?;
+            ensure!(!done.stderr.contains("looking for"), "{}", done.stderr);
+        }
         let quiet = [&deploy("web-2")[..], &["--quiet"]].concat();
         refused(world, &quiet, 1, &["`web-2`", "web-2.drv"])?;
         let cache = ["--cache", "file:///proc/none?secret-key=/secret"];
@@ -180,6 +190,40 @@ fn what_cannot_be_built_or_pushed_is_named_and_nothing_is_published() {
         let nothing = format!("{dir}#nothing");
         refused(world, &["build", &nothing], 1, &["nothing.agents"])?;
         refused(world, &["build", "--agent", "@web"], 2, &["@web", "names"])?;
+        Ok(())
+    });
+}
+
+#[test]
+fn what_was_built_is_safe_from_the_garbage_collector_until_it_is_copied() {
+    scenario(Options::default(), |world| {
+        let dir = flake(world)?;
+        let machine = world.running("web-1")?;
+        // A `nix` that writes down what is rooted when it is to copy.
+        let (programs, roots) = (dir.join("programs"), dir.join("temporary"));
+        fs::create_dir(&programs)?;
+        fs::create_dir(&roots)?;
+        let script = format!(
+            "#!/bin/sh\nPATH=${{PATH#*:}}\n\
+             [ \"$1\" != copy ] || readlink {roots}/hoist-roots-*/* > {dir}/rooted\nexec nix \"$@\"\n"
+        );
+        fs::write(programs.join("nix"), script)?;
+        fs::set_permissions(programs.join("nix"), fs::Permissions::from_mode(0o755))?;
+        let (good, cache) = (format!("{dir}#good"), world.cache.push_url());
+        let mut command = world.ci_command(&["deploy", "--flake", &good, "--cache", &cache]);
+        let path = command
+            .get_envs()
+            .find(|(name, _)| *name == "PATH")
+            .and_then(|(_, value)| Some(value?.to_string_lossy().into_owned()))
+            .context("the builder has a PATH")?;
+        command
+            .env("PATH", format!("{programs}:{path}"))
+            .env("TMPDIR", &roots);
+        process::run("rooted", command, world.site().logs())?.expect_code(0)?;
+        let runs = machine.current_system()?.context("it runs a system")?;
+        let rooted = fs::read_to_string(dir.join("rooted"))?;
+        ensure!(rooted.lines().any(|path| path == runs.as_str()), "{rooted}");
+        ensure!(fs::read_dir(&roots)?.next().is_none(), "nothing is left");
         Ok(())
     });
 }
