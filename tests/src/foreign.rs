@@ -18,6 +18,12 @@ const TIMED_OUT: i32 = 27;
 /// A line each message, with retain flag, topic and payload: JSON and presence hold no newline.
 const FORMAT: &str = "%r %t %p";
 
+/// Runs a command again and again; each dies with the shell. `$0` is [`process::UNLESS_ORPHANED`].
+const RESUBSCRIBE: &str = r#"while :; do
+    setpriv --pdeathsig KILL -- /bin/sh -c "$0" sh $$ "$@"
+    sleep 0.1
+done"#;
+
 /// Who connects: certificate and client id.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -41,32 +47,26 @@ impl Client {
 
     /// `program` with all that it takes to connect.
     fn command(&self, program: &str) -> Command {
+        let mut command = process::command(program);
+        command.args(self.arguments());
+        command
+    }
+
+    fn arguments(&self) -> Vec<String> {
         let Identity {
             ca,
             certificate,
             key,
         } = &self.identity;
-        let mut command = process::command(program);
-        command
-            .args([
-                "-h",
-                "127.0.0.1",
-                "-p",
-                &self.port.to_string(),
-                "-V",
-                "311",
-                "-i",
-                &self.id,
-            ])
-            .args([
-                "--cafile",
-                ca.as_str(),
-                "--cert",
-                certificate.as_str(),
-                "--key",
-                key.as_str(),
-            ]);
-        command
+        let port = self.port.to_string();
+        let broker = ["-h", "127.0.0.1", "-p", &port, "-V", "311", "-i", &self.id];
+        let files = [
+            ("--cafile", ca.as_str()),
+            ("--cert", certificate.as_str()),
+            ("--key", key.as_str()),
+        ];
+        let files = files.into_iter().flat_map(|(flag, file)| [flag, file]);
+        broker.into_iter().chain(files).map(str::to_owned).collect()
     }
 
     /// Publishes at QoS 1, retained when `retain`; an empty payload clears a retained message. Exit code 0 only
@@ -139,13 +139,12 @@ impl Client {
     /// When no shell can be run.
     pub fn keep_subscribed(&self, filters: &[&str]) -> Result<Subscription> {
         let mut command = process::command("/bin/sh");
-        command.args(["-c", "while :; do \"$@\"; sleep 0.1; done", "sh"]);
-        let mut client = self.command("mosquitto_sub");
-        client.args(["-q", "0", "-F", FORMAT]);
+        command.args(["-c", RESUBSCRIBE, process::UNLESS_ORPHANED]);
+        command.arg("mosquitto_sub").args(self.arguments());
+        command.args(["-q", "0", "-F", FORMAT]);
         for filter in filters {
-            client.args(["-t", filter]);
+            command.args(["-t", filter]);
         }
-        command.arg(client.get_program()).args(client.get_args());
         let process = Process::start(&format!("sub-{}", self.id), command, &self.logs)?;
         Ok(Subscription::new(process))
     }

@@ -15,11 +15,28 @@ use crate::wait;
 /// How long a process may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// What `sh -c` runs with the id of the process that starts it, and a command: goes on only while that is its parent. One
+/// that was killed before the signal at its death was asked for sends none.
+pub(crate) const UNLESS_ORPHANED: &str = r#"[ "$PPID" = "$1" ] || exit 0; shift; exec "$@""#;
+
 /// A command for `program` that dies with the thread that starts it, even when that is killed.
 #[must_use]
 pub fn command(program: impl AsRef<str>) -> Command {
+    command_under(std::process::id(), program.as_ref())
+}
+
+fn command_under(parent: u32, program: &str) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", program.as_ref()]);
+    command
+        .args([
+            "--pdeathsig",
+            "KILL",
+            "--",
+            "/bin/sh",
+            "-c",
+            UNLESS_ORPHANED,
+        ])
+        .args(["sh", &parent.to_string(), program]);
     command
 }
 
@@ -284,4 +301,23 @@ impl Finished {
 /// When it cannot be started or does not end.
 pub fn run(name: &str, command: Command, logs: &Utf8Path) -> Result<Finished> {
     Finished::wait(Process::start(name, command, logs)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(parent: u32) -> String {
+        let mut command = command_under(parent, "echo");
+        let output = command.args(["it", "runs  here"]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn a_program_whose_parent_has_died_already_is_not_run() {
+        assert_eq!(said(std::process::id()), "it runs  here\n");
+        // Its parent is another one by now.
+        assert_eq!(said(std::process::id() + 1), "");
+    }
 }
