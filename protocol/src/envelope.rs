@@ -260,16 +260,9 @@ impl TrustedKeys {
     ) -> Result<VerifiedDeployment, VerifyError> {
         let envelope = Envelope::read(bytes)?;
         let message = signed_bytes(&envelope.payload);
-        let signers: Vec<&PublicKey> = self
-            .keys
-            .iter()
-            .filter(|key| {
-                envelope
-                    .signatures
-                    .iter()
-                    .any(|s| key.verifies(&message, &s.bytes))
-            })
-            .collect();
+        let signers = signers(&self.keys, &envelope.signatures, |key, signature| {
+            key.verifies(&message, &signature.bytes)
+        });
         if signers.len() < self.required {
             let named: Vec<&str> = envelope.signatures.iter().map(|s| s.key.as_str()).collect();
             let named = if named.is_empty() {
@@ -299,5 +292,74 @@ impl TrustedKeys {
             signers,
             may_raise_epoch,
         })
+    }
+}
+
+/// Those of `keys` that have signed, in their order. The name in a signature says which key to try first: what is signed as
+/// it should be costs one check a signature, however many keys are trusted.
+fn signers<'a>(
+    keys: &'a [PublicKey],
+    signatures: &[Signature],
+    mut holds: impl FnMut(&PublicKey, &Signature) -> bool,
+) -> Vec<&'a PublicKey> {
+    let mut signed = vec![false; keys.len()];
+    for signature in signatures {
+        let is_named = |n: &usize| *keys[*n].name() == signature.key;
+        let (named, others): (Vec<usize>, Vec<usize>) =
+            (0..keys.len()).filter(|n| !signed[*n]).partition(is_named);
+        let signer = named
+            .into_iter()
+            .chain(others)
+            .find(|n| holds(&keys[*n], signature));
+        if let Some(signer) = signer {
+            signed[signer] = true;
+        }
+    }
+    let with_it = keys.iter().zip(signed);
+    with_it
+        .filter_map(|(key, signed)| signed.then_some(key))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    fn key(name: &str, seed: u8) -> SigningKey {
+        SigningKey::from_seed(KeyName::new(name).unwrap(), &Zeroizing::new([seed; 32]))
+    }
+
+    /// Who has signed, and how many checks that took.
+    fn look(signers_of: &[SigningKey]) -> (Vec<String>, usize) {
+        let keys = [key("a", 1), key("b", 2), key("c", 3)].map(|key| key.public());
+        let signatures: Vec<Signature> = signers_of
+            .iter()
+            .map(|key| Signature {
+                key: key.name().clone(),
+                bytes: key.sign(b"it"),
+            })
+            .collect();
+        let mut checks = 0;
+        let found = signers(&keys, &signatures, |key, signature| {
+            checks += 1;
+            key.verifies(b"it", &signature.bytes)
+        });
+        let names = found.iter().map(|key| key.name().to_string());
+        (names.collect(), checks)
+    }
+
+    #[test]
+    fn a_name_spares_checks_and_proves_nothing() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(look(&[key("c", 3)]), (names(&["c"]), 1));
+        assert_eq!(look(&[key("c", 3), key("a", 1)]), (names(&["a", "c"]), 2));
+        // Another key's name, and one that nobody has.
+        assert_eq!(look(&[key("a", 3)]), (names(&["c"]), 3));
+        assert_eq!(look(&[key("x", 2)]), (names(&["b"]), 2));
+        assert_eq!(look(&[key("a", 9)]), (names(&[]), 3));
+        // The same key again counts once.
+        assert_eq!(look(&[key("a", 1), key("a", 1)]), (names(&["a"]), 3));
     }
 }
