@@ -14,6 +14,7 @@ pub mod duration;
 mod flags;
 pub mod flake;
 pub mod follow;
+pub mod id_end;
 pub mod lines_shown;
 pub mod link;
 #[cfg(test)]

@@ -457,24 +457,13 @@ impl<'a> Settings<'a> {
     /// # Errors
     /// [`SettingsError`]
     pub fn trusted(&self, flags: &SigningFlags) -> Result<Keys, SettingsError> {
-        let given = self.signing_keys_given(flags);
-        let mut signing: Vec<Signer> = Vec::new();
-        for given in given {
-            let source = match SigningKeySource::from(given.text.clone()) {
-                SigningKeySource::File(path) => SigningKeySource::File(given.path(&path)),
-                SigningKeySource::Inline(_) if matches!(given.origin, Origin::Flag(_)) => {
-                    return Err(secret_in(&SIGNING_KEY));
-                }
-                inline @ SigningKeySource::Inline(_) => inline,
-            };
-            let key = files::read_signing_key(&source)
-                .map_err(|error| SettingsError::SigningKey(given.origin, error))?;
-            signing.push(Signer::Key(key));
-        }
-        signing.extend(self.signer(flags)?);
+        let signing: Vec<Signer> = self
+            .signing_keys(flags)
+            .into_iter()
+            .collect::<Result<_, _>>()?;
         let mut trusted: Vec<PublicKey> = signing.iter().map(Signer::public).collect();
-        for given in self.many(&TRUSTED_KEYS, &flags.trusted_keys, &self.file.trusted_keys) {
-            let key: PublicKey = given.parse()?;
+        for key in self.trusted_keys(flags) {
+            let key = key?;
             // One list for the whole fleet may well hold one's own key too.
             if trusted.iter().all(|known| known.bytes() != key.bytes()) {
                 trusted.push(key);
@@ -497,6 +486,32 @@ impl<'a> Settings<'a> {
             required,
             trusted,
         })
+    }
+
+    /// Each signing key that is given, and the command that signs, or why it cannot be used.
+    #[must_use]
+    pub fn signing_keys(&self, flags: &SigningFlags) -> Vec<Result<Signer, SettingsError>> {
+        let given = self.signing_keys_given(flags).into_iter();
+        let keys = given.map(|given| {
+            let source = match SigningKeySource::from(given.text.clone()) {
+                SigningKeySource::File(path) => SigningKeySource::File(given.path(&path)),
+                SigningKeySource::Inline(_) if matches!(given.origin, Origin::Flag(_)) => {
+                    return Err(secret_in(&SIGNING_KEY));
+                }
+                inline @ SigningKeySource::Inline(_) => inline,
+            };
+            files::read_signing_key(&source)
+                .map(Signer::Key)
+                .map_err(|error| SettingsError::SigningKey(given.origin, error))
+        });
+        keys.chain(self.signer(flags).transpose()).collect()
+    }
+
+    /// Each public key of other publishers that is given, or why it is none.
+    #[must_use]
+    pub fn trusted_keys(&self, flags: &SigningFlags) -> Vec<Result<PublicKey, SettingsError>> {
+        let given = self.many(&TRUSTED_KEYS, &flags.trusted_keys, &self.file.trusted_keys);
+        given.iter().map(Given::parse).collect()
     }
 
     fn signing_keys_given(&self, flags: &SigningFlags) -> Vec<Given> {

@@ -26,6 +26,8 @@ pub mod remains;
 pub mod server;
 pub mod site;
 pub mod soak;
+pub mod stand_in;
+pub mod terminal;
 pub mod usage;
 pub mod wait;
 pub mod world;

@@ -22,6 +22,7 @@ mod scenarios {
     mod modules;
     mod operators;
     mod orders;
+    mod printed;
     mod reading;
     mod rollouts;
     mod signing;

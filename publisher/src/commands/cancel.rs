@@ -1,7 +1,5 @@
 //! `hoist cancel`: what machines have not begun to activate is not activated any more.
 
-use std::fmt;
-
 use clap::Args;
 use hoist_protocol::{AgentName, DeploymentId, Goal, Held, Presence, Rollout, State, Target};
 use uuid::Uuid;
@@ -9,6 +7,7 @@ use uuid::Uuid;
 use super::CommandError;
 use super::choosing::{self, About, Choice, Choose, Chosen, ChosenArgs, Fleet};
 use super::standing::Standing;
+use crate::id_end::IdEnd;
 use crate::outcome::Exit;
 use crate::plan::Wish;
 use crate::select::Selector;
@@ -38,7 +37,7 @@ pub struct CancelArgs {
     pub agents: Vec<Selector>,
     /// Only deployments of this rollout: its id, or the last 8 digits of that
     #[arg(long, value_name = "ID")]
-    pub rollout: Option<String>,
+    pub rollout: Option<IdEnd>,
     /// The rest
     #[command(flatten)]
     pub chosen: ChosenArgs,
@@ -49,53 +48,16 @@ pub struct CancelArgs {
 /// # Errors
 /// [`CommandError`]; then nothing was published.
 pub async fn run(args: &CancelArgs, flags: Flags) -> Result<Exit, CommandError> {
-    let rollout = args
-        .rollout
-        .as_deref()
-        .map(WhichRollout::parse)
-        .transpose()?;
     let of = (&args.agents[..], &args.chosen);
-    let whole = args.agents.is_empty();
-    let cancel = Box::new(Cancel { rollout, whole });
+    let cancel = Box::new(Cancel {
+        rollout: args.rollout,
+        whole: args.agents.is_empty(),
+    });
     choosing::run("cancel", "cancel deployments", of, flags, cancel).await
 }
 
-/// A rollout as it is named on a command line.
-#[derive(Clone, Debug, Eq, PartialEq)]
-enum WhichRollout {
-    Id(DeploymentId),
-    Short(String),
-}
-
-impl WhichRollout {
-    fn parse(text: &str) -> Result<Self, CommandError> {
-        let text = text.trim().to_lowercase();
-        if text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Ok(Self::Short(text));
-        }
-        text.parse().map(Self::Id).map_err(CommandError::Rollout)
-    }
-
-    fn is(&self, rollout: &Rollout) -> bool {
-        let id = DeploymentId::new(rollout.id);
-        match self {
-            Self::Id(meant) => *meant == id,
-            Self::Short(short) => *short == id.short(),
-        }
-    }
-}
-
-impl fmt::Display for WhichRollout {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => id.fmt(f),
-            Self::Short(short) => f.write_str(short),
-        }
-    }
-}
-
 struct Cancel {
-    rollout: Option<WhichRollout>,
+    rollout: Option<IdEnd>,
     /// The rollout itself is meant, and not only what some machines have of it.
     whole: bool,
 }
@@ -105,9 +67,9 @@ impl Choose for Cancel {
         let standing = about.standing();
         let part =
             (standing.as_ref().ok()).and_then(|standing| standing.parts().provenance.rollout);
-        if let Some(meant) = &self.rollout
-            && !part.as_ref().is_some_and(|part| meant.is(part))
-        {
+        let is_part =
+            |meant: IdEnd| part.is_some_and(|part| meant.fits(DeploymentId::new(part.id)));
+        if self.rollout.is_some_and(|meant| !is_part(meant)) {
             return Ok(Choice::NotMeant);
         }
         // Nothing of it is signed again but its id: so one that no known key signed can be cancelled too.
@@ -149,7 +111,7 @@ impl Choose for Cancel {
     }
 
     fn complete(&self, chosen: &mut Chosen, fleet: &Fleet<'_>) -> Result<(), CommandError> {
-        let Some(meant) = &self.rollout else {
+        let Some(meant) = self.rollout else {
             return Ok(());
         };
         if chosen.is_empty() {
@@ -178,7 +140,7 @@ impl Choose for Cancel {
 }
 
 /// That no machine has anything of it, with what there is.
-fn none_of(meant: &WhichRollout, fleet: &Fleet<'_>) -> CommandError {
+fn none_of(meant: IdEnd, fleet: &Fleet<'_>) -> CommandError {
     let parts = fleet.standing();
     let ids = parts.filter_map(|(_, _, standing)| Some(standing.parts().provenance.rollout?.id));
     let mut ids: Vec<Uuid> = ids.collect();
@@ -187,20 +149,18 @@ fn none_of(meant: &WhichRollout, fleet: &Fleet<'_>) -> CommandError {
     ids.dedup();
     let newest = ids.iter().rev().take(NAMED);
     CommandError::NoSuchRollout {
-        id: meant.to_string(),
+        id: meant,
         known: newest.map(|id| DeploymentId::new(*id).short()).collect(),
     }
 }
 
 /// A machine that a cancelled rollout can be marked on, and the last batch that has come. None where all have, or where
 /// the rollout is cancelled already.
-fn to_mark<'a>(
-    meant: &WhichRollout,
-    fleet: &'a Fleet<'_>,
-) -> Option<(&'a AgentName, Standing, Rollout)> {
+fn to_mark<'a>(meant: IdEnd, fleet: &'a Fleet<'_>) -> Option<(&'a AgentName, Standing, Rollout)> {
     let of_it = |(agent, seen, standing): (&'a AgentName, &'a Seen, Standing)| {
         let part = standing.parts().provenance.rollout?;
-        meant.is(&part).then_some((agent, seen, standing, part))
+        let is_it = meant.fits(DeploymentId::new(part.id));
+        is_it.then_some((agent, seen, standing, part))
     };
     let all: Vec<_> = fleet.standing().filter_map(of_it).collect();
     let last = all
@@ -237,27 +197,4 @@ fn ended(about: &About<'_>, id: DeploymentId) -> Option<State> {
         .filter(|entry| entry.id == id)
         .map(|entry| entry.state);
     then.chain(now).find(|state| state.is_final())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rollout_is_named_by_its_id_or_the_end_of_that() {
-        let rollout = Rollout {
-            id: Uuid::from_u128(0x0196_0000_0000_7000_8000_0000_ABCD_EF01),
-            batch: 1,
-            batches: 1,
-        };
-        for name in [
-            "abcdef01",
-            "ABCDEF01",
-            "01960000-0000-7000-8000-0000abcdef01",
-        ] {
-            assert!(WhichRollout::parse(name).unwrap().is(&rollout), "{name}");
-        }
-        assert!(!WhichRollout::parse("abcdef02").unwrap().is(&rollout));
-        assert!(WhichRollout::parse("web-1").is_err());
-    }
 }

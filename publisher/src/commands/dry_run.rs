@@ -9,11 +9,10 @@ use serde::Serialize;
 use super::deploy::DeployArgs;
 use super::ending::leave;
 use super::status::{READERS, short_path};
-use super::{CommandError, look};
+use super::{CommandError, look, unless_interrupted};
 use crate::ci::summary;
 use crate::console::table::{Page, Tone, render};
 use crate::console::{Console, print};
-use crate::drive::Interrupts;
 use crate::link::Link;
 use crate::outcome::Exit;
 use crate::report::{SCHEMA, document};
@@ -91,18 +90,16 @@ pub(super) async fn run(
     selection: &Selection,
 ) -> Result<Exit, CommandError> {
     let caller = settings.caller("look at what a deployment would change", &READERS)?;
-    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
     let agents: Vec<AgentName> = spec.agents().keys().cloned().collect();
     let gather = async {
         use hoist_protocol::Channel::{Presence, Status};
         let mut link = Link::open(&caller).await?;
         let snapshot = look(&mut link, &caller.fleet, &agents, &[Status, Presence]).await?;
         link.close().await;
-        Ok::<_, CommandError>(snapshot)
+        Ok(snapshot)
     };
-    let snapshot = tokio::select! {
-        snapshot = gather => snapshot?,
-        () = interrupts.next() => return Ok(Exit::Interrupted),
+    let Some(snapshot) = unless_interrupted(gather).await? else {
+        return Ok(Exit::Interrupted);
     };
     let rows = rows(args, spec, selection, &snapshot);
     let document = || json(&caller.fleet, &rows);

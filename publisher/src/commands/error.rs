@@ -1,11 +1,12 @@
 //! Why a command ended without a result, and what the program then exits with.
 
-use hoist_protocol::{AgentName, FleetName, StorePath, Text};
+use hoist_protocol::{AgentName, FleetName, StorePath};
 
 use super::diff::DiffError;
 use super::forget::ForgetError;
 use crate::digests::DigestError;
 use crate::flake::FlakeError;
+use crate::id_end::IdEnd;
 use crate::link::LinkError;
 use crate::options::OptionsError;
 use crate::outcome::Exit;
@@ -53,14 +54,6 @@ pub enum CommandError {
     /// A text about where the deployment comes from is not valid.
     #[error("the value of {0} is not valid")]
     Provenance(&'static str, #[source] hoist_protocol::TextError),
-    /// A deployment id is none.
-    #[error(
-        "the value of --to is neither an id nor the last 8 digits of one in the machine's history"
-    )]
-    To(#[source] hoist_protocol::DeploymentIdError),
-    /// A rollout's id is none.
-    #[error("the value of --rollout is neither an id nor the last 8 digits of one")]
-    Rollout(#[source] hoist_protocol::DeploymentIdError),
     /// No machine has anything of the rollout.
     #[error(
         "no machine that is meant has a deployment of the rollout `{id}` as its newest{}; it is over on every machine, or \
@@ -72,7 +65,7 @@ pub enum CommandError {
     )]
     NoSuchRollout {
         /// As it was given.
-        id: String,
+        id: IdEnd,
         /// The newest that there are, by the end of their ids.
         known: Vec<String>,
     },
@@ -179,7 +172,7 @@ pub enum CommandError {
         /// The machine.
         agent: AgentName,
         /// What was asked for.
-        given: Text<64>,
+        given: IdEnd,
     },
     /// A machine is not forgotten.
     #[error(transparent)]
@@ -196,7 +189,7 @@ pub enum CommandError {
         /// A deployment, or a rollout.
         what: &'static str,
         /// Its id, as it was given.
-        id: String,
+        id: IdEnd,
         /// How many machines have something of an unknown key.
         unknown: usize,
     },
@@ -241,7 +234,6 @@ impl CommandError {
             | Self::Flake(
                 FlakeError::Name { .. } | FlakeError::NotInSpec(_) | FlakeError::Spec(_),
             )
-            | Self::Rollout(_)
             | Self::HoldTooLong
             | Self::TooFewSigners { .. }
             | Self::SignedFile(_)
@@ -249,8 +241,7 @@ impl CommandError {
             | Self::PreparedExpired(..)
             | Self::OtherFleet { .. }
             | Self::NotSigned(..)
-            | Self::NobodyToAsk
-            | Self::To(_) => Exit::Usage,
+            | Self::NobodyToAsk => Exit::Usage,
             Self::Digests(_)
             | Self::Signer(_)
             | Self::Flake(_)

@@ -5,9 +5,8 @@ use hoist_certs::program::now;
 use hoist_protocol::{AgentName, Channel, LogLine, State, Status, Topic};
 
 use super::status::READERS;
-use super::{CommandError, unknown_machine};
-use crate::console::{Console, log_line, print};
-use crate::drive::Interrupts;
+use super::{CommandError, unknown_machine, unless_interrupted};
+use crate::console::{Console, log_line, print, reader_gone};
 use crate::lines_shown::LinesShown;
 use crate::link::{Event, Filter, Link, Ticket, filters};
 use crate::outcome::Exit;
@@ -37,11 +36,8 @@ pub struct LogsArgs {
 pub async fn run(args: &LogsArgs, flags: Flags) -> Result<Exit, CommandError> {
     let caller = Settings::load(flags, &process_environment)?
         .caller("read the logs of machines", &READERS)?;
-    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
-    tokio::select! {
-        done = show(args, &caller) => done,
-        () = interrupts.next() => Ok(Exit::Interrupted),
-    }
+    let shown = unless_interrupted(show(args, &caller)).await?;
+    Ok(shown.unwrap_or(Exit::Interrupted))
 }
 
 async fn show(args: &LogsArgs, caller: &Caller) -> Result<Exit, CommandError> {
@@ -114,10 +110,16 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    /// Shows what comes, for ever.
+    /// Shows what comes, as long as somebody reads it.
     async fn follow(mut self, link: &mut Link) -> Result<Exit, CommandError> {
+        let gone = reader_gone();
+        tokio::pin!(gone);
         loop {
-            match link.next().await? {
+            let event = tokio::select! {
+                event = link.next() => event?,
+                gone = &mut gone => return gone.map(|()| Exit::Ok).map_err(CommandError::Runtime),
+            };
+            match event {
                 Event::Message { topic, payload, .. } => self.message(&topic, &payload)?,
                 Event::Disconnected(failure) => {
                     self.console.note(&format!("{failure}; connecting again"));

@@ -3,15 +3,14 @@
 use hoist_protocol::{AgentName, Presence, StorePath, Text};
 use serde::Serialize;
 
-use super::CommandError;
 use super::choosing::{Chosen, check_names};
 use super::ending::leave;
 use super::send::{Sending, Task};
 use super::status::short_path;
+use super::{CommandError, unless_interrupted};
 use crate::ci::summary;
 use crate::console::Console;
 use crate::console::table::{Page, Tone, render};
-use crate::drive::Interrupts;
 use crate::outcome::{Exit, Outcome};
 use crate::report::{SCHEMA, document};
 use crate::snapshot::Seen;
@@ -52,10 +51,8 @@ struct Row {
 
 /// Runs the command up to where it would sign.
 pub(super) async fn run(sending: &Sending<'_>, task: &Task) -> Result<Exit, CommandError> {
-    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
-    let rows = tokio::select! {
-        rows = rows(sending, task) => rows?,
-        () = interrupts.next() => return Ok(Exit::Interrupted),
+    let Some(rows) = unless_interrupted(rows(sending, task)).await? else {
+        return Ok(Exit::Interrupted);
     };
     let exit = match rows.iter().any(|row| row.would == Would::Refuse) {
         true => Exit::Error,

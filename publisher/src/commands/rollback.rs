@@ -4,11 +4,12 @@
 //! those that are shown come from the machine's reports, which nobody has signed.
 
 use clap::Args;
-use hoist_protocol::{DeploymentId, Goal, Held, History, RollbackTo, State, StorePath};
+use hoist_protocol::{DeploymentId, Goal, Held, RollbackTo, State, StorePath};
 
 use super::CommandError;
 use super::choosing::{self, About, Choose, ChosenArgs};
 use crate::flags::{ActivationArgs, CheckArgs, options};
+use crate::id_end::IdEnd;
 use crate::options::Options;
 use crate::outcome::Exit;
 use crate::plan::{Hold, Wish};
@@ -31,7 +32,7 @@ pub struct RollbackArgs {
     /// Back to what this deployment brought: its id, or the last 8 digits of an id in the machine's history. For
     /// several machines it has to be in the history of each
     #[arg(long, value_name = "ID")]
-    pub to: Option<String>,
+    pub to: Option<IdEnd>,
     /// Let machines go that `hoist hold` holds; otherwise they stay held, and go back when they are released
     #[arg(long)]
     pub release: bool,
@@ -53,7 +54,7 @@ pub struct RollbackArgs {
 pub async fn run(args: &RollbackArgs, flags: Flags) -> Result<Exit, CommandError> {
     let is_one = matches!(&args.agents[..], [one] if one.name().is_some());
     let rollback = Rollback {
-        to: args.to.clone(),
+        to: args.to,
         is_one,
         releases: args.release,
         options: options(&args.activation, &args.checks),
@@ -70,7 +71,7 @@ pub async fn run(args: &RollbackArgs, flags: Flags) -> Result<Exit, CommandError
 }
 
 struct Rollback {
-    to: Option<String>,
+    to: Option<IdEnd>,
     /// Whether one machine is named: then an id may be one that only the machine itself still knows.
     is_one: bool,
     releases: bool,
@@ -79,8 +80,8 @@ struct Rollback {
 
 impl Choose for Rollback {
     fn choose(&self, about: &About<'_>) -> Result<choosing::Choice, CommandError> {
-        let choice = match &self.to {
-            Some(given) => to(about.seen, given, self.is_one)?,
+        let choice = match self.to {
+            Some(given) => to(about.seen, given, self.is_one),
             None => choose(about.seen),
         };
         Ok(match choice {
@@ -127,14 +128,18 @@ impl Good<'_> {
 }
 
 /// Takes the id that was given.
-fn to(seen: &Seen, given: &str, is_one: bool) -> Result<Option<Choice>, CommandError> {
-    let id = find(seen.history.as_ref(), given)?;
-    let mut entries = seen.history.iter().flat_map(|history| &history.entries);
-    let is_known = is_one || id.is_some_and(|id| entries.any(|entry| entry.id == id));
-    Ok(id.filter(|_| is_known).map(|id| Choice {
+fn to(seen: &Seen, given: IdEnd, is_one: bool) -> Option<Choice> {
+    let entries = seen.history.iter().flat_map(|history| &history.entries);
+    let known = given.among(entries.map(|entry| entry.id));
+    // One machine may know what its history, which is short, does not tell any more.
+    let id = match given {
+        IdEnd::Whole(id) if is_one => Some(id),
+        IdEnd::Whole(_) | IdEnd::End(_) => known,
+    };
+    id.map(|id| Choice {
         to: RollbackTo::Deployment(id),
         said: format!("back to deployment {id}"),
-    }))
+    })
 }
 
 /// Chooses from what the machine reports.
@@ -191,24 +196,10 @@ fn is_there(state: State, path: Option<&StorePath>) -> bool {
     state.is_good() && state != State::DryActivated && !stayed
 }
 
-/// The id that was given, when it is one; the last digits of one only name what is in the history.
-fn find(history: Option<&History>, given: &str) -> Result<Option<DeploymentId>, CommandError> {
-    let given = given.trim().to_lowercase();
-    let entries = history.iter().flat_map(|history| &history.entries);
-    let mut matching = entries
-        .map(|entry| entry.id)
-        .filter(|id| id.short() == given);
-    match (matching.next(), matching.next()) {
-        (Some(id), None) => Ok(Some(id)),
-        (None, _) if given.len() == 8 && given.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-            Ok(None)
-        }
-        _ => given.parse().map(Some).map_err(CommandError::To),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use hoist_protocol::History;
+
     use super::*;
     use crate::testing::{entry, id, machine, order, path, status};
 
@@ -314,11 +305,19 @@ mod tests {
     }
 
     #[test]
-    fn an_id_may_be_given_by_its_last_digits() {
+    fn what_one_machine_alone_still_knows_is_named_by_its_whole_id() {
         let seen = seen(&[(7, State::Succeeded, "a")]);
-        let find = |given: &str| find(seen.history.as_ref(), given).ok().flatten();
-        assert_eq!(find(&id(7).short()), Some(id(7)));
-        assert_eq!(find(&id(9).to_string()), Some(id(9)));
-        assert_eq!(find("0000000"), None);
+        let to = |given: String, is_one| {
+            let choice = to(&seen, given.parse().unwrap(), is_one);
+            choice.map(|choice| choice.to)
+        };
+        let deployment = |n| Some(RollbackTo::Deployment(id(n)));
+        for is_one in [true, false] {
+            assert_eq!(to(id(7).short(), is_one), deployment(7));
+            assert_eq!(to(id(7).to_string(), is_one), deployment(7));
+            assert_eq!(to(id(9).short(), is_one), None);
+        }
+        assert_eq!(to(id(9).to_string(), true), deployment(9));
+        assert_eq!(to(id(9).to_string(), false), None);
     }
 }

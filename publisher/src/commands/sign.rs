@@ -12,8 +12,9 @@ use serde::Serialize;
 use super::asking::{agrees, somebody_is_there};
 use super::status::READERS;
 use super::{CommandError, look, unless_interrupted};
+use crate::console::listing::Listing;
 use crate::console::print;
-use crate::console::table::{Page, Tone, render};
+use crate::console::table::{Page, Tone};
 use crate::link::Link;
 use crate::outcome::Exit;
 use crate::plan::PlanError;
@@ -93,8 +94,10 @@ pub async fn run(args: &SignArgs, flags: Flags) -> Result<Exit, CommandError> {
         if !somebody_is_there() {
             return Err(CommandError::NobodyToAsk);
         }
-        let count = file.drafts.len();
-        let question = format!("Sign these {count} deployments with {names}?");
+        let question = match file.drafts.len() {
+            1 => format!("Sign this deployment with {names}?"),
+            count => format!("Sign these {count} deployments with {names}?"),
+        };
         let agreed = async { agrees(&question).await.map_err(CommandError::Answer) };
         match unless_interrupted(agreed).await? {
             Some(true) => {}
@@ -126,8 +129,11 @@ pub async fn run(args: &SignArgs, flags: Flags) -> Result<Exit, CommandError> {
         Some((_, error)) => format!("not enough yet: {error}"),
     };
     say(&format!(
-        "signed by {names}: {} deployments in `{}`; {then}",
-        file.drafts.len(),
+        "signed by {names}: {} in `{}`; {then}",
+        match file.drafts.len() {
+            1 => "1 deployment".to_owned(),
+            count => format!("{count} deployments"),
+        },
         args.file
     ));
     Ok(Exit::Ok)
@@ -180,7 +186,7 @@ fn show(
         });
         serde_json::to_string_pretty(&document).expect("JSON can always be written") + "\n"
     } else {
-        table(&rows, Page::stdout())
+        listing(&rows, Page::stdout())
     };
     print(&text).map_err(CommandError::Output)
 }
@@ -200,27 +206,23 @@ fn row<'a>(draft: &'a Draft, trusted: &[PublicKey], snapshot: &'a Snapshot) -> R
     }
 }
 
-fn table(rows: &[Row<'_>], page: Page) -> String {
-    let cells = rows.iter().map(|row| {
-        let signed = match row.signed_by.is_empty() {
-            true => ("nobody known here".to_owned(), Tone::Bad),
-            false => (row.signed_by.join(", "), Tone::Good),
-        };
-        vec![
-            (row.agent.to_string(), Tone::Plain),
-            (
-                row.current_path
-                    .map_or("-", |path| path.as_str())
-                    .to_owned(),
-                Tone::Plain,
-            ),
-            (goal(&row.deployment.target.goal), Tone::Plain),
-            (extras(row.deployment).join("; "), Tone::Plain),
-            signed,
-        ]
+/// All of it, however narrow the terminal is: whoever signs has to see what.
+fn listing(rows: &[Row<'_>], page: Page) -> String {
+    let listings = rows.iter().map(|row| {
+        let mut lines = Listing::of(page, row.agent.as_str());
+        let runs = row.current_path.map_or("not known", |path| path.as_str());
+        lines.add("runs", runs);
+        lines.add("would run", &goal(&row.deployment.target.goal));
+        for extra in extras(row.deployment) {
+            lines.add("besides", &extra);
+        }
+        match row.signed_by.is_empty() {
+            true => lines.add_as("signed by", "nobody known here", Tone::Bad),
+            false => lines.add_as("signed by", &row.signed_by.join(", "), Tone::Good),
+        }
+        lines.into_text()
     });
-    let header = ["MACHINE", "RUNS", "WOULD RUN", "BESIDES", "SIGNED BY"];
-    render(page, &header, cells.collect())
+    listings.collect::<Vec<String>>().join("\n")
 }
 
 fn goal(goal: &Goal) -> String {

@@ -6,6 +6,7 @@ use hoist_protocol::State;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::describe::describe;
+use super::terminal_size;
 use crate::follow::{Outlook, Phase, Published, Step};
 use crate::outcome::Outcome;
 
@@ -133,7 +134,7 @@ impl Bars {
         let mut machines: Vec<(Look, Outlook<'a>)> = machines
             .map(|outlook| (Look::of(&outlook.phase), outlook))
             .collect();
-        let (columns, lines) = size();
+        let (columns, lines) = terminal_size();
         let room = usize::from(lines).saturating_sub(ABOVE).clamp(1, ROWS);
         self.rest.set_message(summary(published, &machines, room));
         if machines.len() > room {
@@ -179,14 +180,6 @@ fn measure(step: &Step) -> (u64, u64) {
     match step.fetch {
         Some(fetch) if fetch.fetch_bytes > 0 => (fetch.fetched_bytes, fetch.fetch_bytes),
         _ => (step.percent.unwrap_or(0).into(), 100),
-    }
-}
-
-/// Columns and lines of the terminal; one that does not say has 80 and 24.
-fn size() -> (u16, u16) {
-    match crossterm::terminal::size() {
-        Ok((columns, lines)) if columns > 0 && lines > 0 => (columns, lines),
-        Ok(_) | Err(_) => (80, 24),
     }
 }
 

@@ -3,11 +3,14 @@
 mod bars;
 mod describe;
 mod lines;
+pub(crate) mod listing;
 pub mod table;
 
 use std::io::{self, IsTerminal as _, Write as _};
 
 use hoist_protocol::{AgentName, LogLine, Stream, Text};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 
 use crate::follow::{Outlook, Published};
 use bars::Bars;
@@ -42,6 +45,15 @@ pub fn stdout_has_colours() -> bool {
 fn wants_colours() -> bool {
     let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     !no_colour && !is_dumb()
+}
+
+/// Columns and rows of the terminal; one that does not say has 80 and 24.
+#[must_use]
+pub fn terminal_size() -> (u16, u16) {
+    match crossterm::terminal::size() {
+        Ok((columns, rows)) if columns > 0 && rows > 0 => (columns, rows),
+        Ok(_) | Err(_) => (80, 24),
+    }
 }
 
 /// Whether the terminal can do nothing but print.
@@ -141,6 +153,41 @@ pub fn print(text: &str) -> io::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         done => done,
+    }
+}
+
+/// Ready when whoever read stdout reads no more, as `head` when it has seen enough: to go on would tell nobody.
+///
+/// # Errors
+/// When the system gives no thread.
+pub async fn reader_gone() -> io::Result<()> {
+    let (sender, gone) = tokio::sync::oneshot::channel();
+    // A thread of its own, since a runtime waits for files that can be read or written and not for their other end.
+    let wait = move || {
+        // That nobody reads is told without being asked for.
+        let stdout = io::stdout();
+        let mut stdout = [PollFd::new(&stdout, PollFlags::empty())];
+        loop {
+            match poll(&mut stdout, None) {
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                // Then the next line that is written fails, or is read.
+                Err(error) => {
+                    tracing::debug!(%error, "it cannot be told whether somebody reads stdout");
+                    return;
+                }
+            }
+        }
+        if sender.send(()).is_err() {
+            tracing::trace!("the command has ended meanwhile");
+        }
+    };
+    std::thread::Builder::new()
+        .name("reader".to_owned())
+        .spawn(wait)?;
+    match gone.await {
+        Ok(()) => Ok(()),
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -6,9 +6,10 @@ use comfy_table::{
     Attribute, Cell, Color, ColumnConstraint, ContentArrangement, Row, Table, Width, presets,
 };
 use hoist_protocol::State;
+use textwrap::{Options, WordSeparator, WordSplitter};
 use unicode_width::UnicodeWidthStr as _;
 
-use super::stdout_has_colours;
+use super::{stdout_has_colours, terminal_size};
 
 /// How a cell stands out.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -49,8 +50,7 @@ impl Page {
     pub(crate) fn stdout() -> Self {
         let is_terminal = std::io::stdout().is_terminal();
         Self {
-            // Where the terminal does not say, a terminal has 80 columns.
-            width: is_terminal.then(|| Table::new().width().unwrap_or(80)),
+            width: is_terminal.then(|| terminal_size().0),
             colours: stdout_has_colours(),
         }
     }
@@ -75,6 +75,20 @@ impl Page {
         format!("\u{1b}[{code}m{text}\u{1b}[0m")
     }
 
+    /// `text`, broken between words so that it fits behind `indent` columns, which stand before all lines but the first.
+    /// A word that is longer than a line stays whole: it may be a path that somebody copies.
+    pub(crate) fn wrapped(self, indent: usize, text: &str) -> String {
+        let Some(width) = self.width else {
+            return text.to_owned();
+        };
+        let room = usize::from(width).saturating_sub(indent).max(NARROWEST);
+        let options = Options::new(room)
+            .break_words(false)
+            .word_separator(WordSeparator::AsciiSpace)
+            .word_splitter(WordSplitter::NoHyphenation);
+        textwrap::wrap(text, options).join(&format!("\n{:indent$}", ""))
+    }
+
     /// Without colours, so wide.
     #[cfg(test)]
     pub(crate) const fn plain(width: Option<u16>) -> Self {
@@ -91,6 +105,13 @@ const BESIDE: usize = 30;
 
 /// No column gets narrower than this, however narrow the terminal.
 const NARROWEST: usize = 8;
+
+/// A column that is wider holds the names of closures, as a rule: of these the beginning tells most, so they are cut
+/// before anything else is.
+const LONG: usize = 24;
+
+/// The width to which a long column is cut before others are.
+const CUT: usize = 12;
 
 /// How far a text that stands below its row is indented.
 const INDENT: usize = 4;
@@ -110,11 +131,19 @@ pub(crate) fn render(page: Page, header: &[&str], rows: Vec<Vec<(String, Tone)>>
     let Some(last) = widths.pop() else {
         return String::new();
     };
-    let taken: usize = widths.iter().map(|width| width + PADDING).sum();
-    let left = width.saturating_sub(taken + PADDING);
+    let left = width.saturating_sub(total(&widths) + PADDING);
     if left >= last.min(BESIDE) {
         widths.push(left.min(last));
         return fixed(table(page, header, rows), &widths).trim_fmt() + "\n";
+    }
+    // A number or a few words have room beside what can be cut.
+    if last <= CUT {
+        let mut cut = widths.clone();
+        shrink(&mut cut, width.saturating_sub(last + PADDING));
+        if total(&cut) + last + PADDING <= width {
+            cut.push(last);
+            return one_line_each(table(page, header, rows), &cut).trim_fmt() + "\n";
+        }
     }
     below(page, width, header, rows, widths)
 }
@@ -129,15 +158,9 @@ pub(crate) fn lines(page: Page, header: &[&str], rows: Vec<Vec<(String, Tone)>>)
     // The last column has what the others leave, but has to tell something.
     let least = last.min(BESIDE / 2) + PADDING;
     shrink(&mut widths, width.saturating_sub(least));
-    let taken: usize = widths.iter().map(|width| width + PADDING).sum();
-    let left = width.saturating_sub(taken + PADDING);
+    let left = width.saturating_sub(total(&widths) + PADDING);
     widths.push(left.min(last).max(1));
-    let mut table = fixed(table(page, header, rows), &widths);
-    table.set_truncation_indicator("…");
-    for row in table.row_iter_mut() {
-        row.max_height(1);
-    }
-    let shown = table.trim_fmt();
+    let shown = one_line_each(table(page, header, rows), &widths).trim_fmt();
     shown.lines().map(str::to_owned).collect()
 }
 
@@ -162,12 +185,32 @@ pub(crate) fn cut(text: &str, width: usize) -> String {
 
 /// Makes the widest columns narrower until all fit into `width`, or none may get narrower.
 fn shrink(widths: &mut [usize], width: usize) {
-    while widths.iter().map(|width| width + PADDING).sum::<usize>() > width
-        && let Some(widest) = widths.iter_mut().max()
-        && *widest > NARROWEST
-    {
-        *widest -= 1;
+    let natural = widths.to_vec();
+    for (longer_than, least) in [(LONG, CUT), (0, NARROWEST)] {
+        while total(widths) > width {
+            let columns = widths.iter_mut().zip(&natural);
+            let cut = columns.filter(|(width, natural)| **natural > longer_than && **width > least);
+            let Some((widest, _)) = cut.max_by_key(|(width, _)| **width) else {
+                break;
+            };
+            *widest -= 1;
+        }
     }
+}
+
+/// The columns that so wide columns take, with what is between them.
+fn total(widths: &[usize]) -> usize {
+    widths.iter().map(|width| width + PADDING).sum()
+}
+
+/// A table whose rows are one line each; what is cut ends in `…`.
+fn one_line_each(table: Table, widths: &[usize]) -> Table {
+    let mut table = fixed(table, widths);
+    table.set_truncation_indicator("…");
+    for row in table.row_iter_mut() {
+        row.max_height(1);
+    }
+    table
 }
 
 /// The table without its last column, whose texts stand below the rows.
@@ -180,11 +223,7 @@ fn below(
 ) -> String {
     shrink(&mut widths, width);
     let texts: Vec<(String, Tone)> = rows.iter_mut().filter_map(Vec::pop).collect();
-    let mut table = fixed(table(page, &header[..widths.len()], rows), &widths);
-    table.set_truncation_indicator("…");
-    for row in table.row_iter_mut() {
-        row.max_height(1);
-    }
+    let table = one_line_each(table(page, &header[..widths.len()], rows), &widths);
     let mut shown = String::new();
     let lines = table.trim_fmt();
     let mut lines = lines.lines();
@@ -332,6 +371,38 @@ mod tests {
                 nothing listens on port 80
         "#]]
         .assert_eq(&narrow);
+    }
+
+    #[test]
+    fn what_is_long_is_cut_before_what_is_short() {
+        let row = [
+            "0c5b8w3-nixos-system-web-1-24.11.20241126.5083ec8",
+            "2d 3h ago (stale)",
+            "12 MiB",
+        ];
+        let row = row.map(|text| (text.to_owned(), Tone::Plain)).to_vec();
+        let header = ["RUNS", "UPDATED", "SIZE"];
+        let shown = |width| render(Page::plain(Some(width)), &header, vec![row.clone()]);
+        expect![[r#"
+            RUNS               UPDATED            SIZE
+            0c5b8w3-nixos-sy…  2d 3h ago (stale)  12 MiB
+        "#]]
+        .assert_eq(&shown(46));
+        expect![[r#"
+            RUNS         UPDATED      SIZE
+            0c5b8w3-ni…  2d 3h ago…   12 MiB
+        "#]]
+        .assert_eq(&shown(34));
+    }
+
+    #[test]
+    fn a_text_is_broken_between_words_and_a_path_never() {
+        let text = "boots /nix/store/0c5b8w3k3fxjhk5hd1zkjb1m5vq0l2ga-x and then well-known things";
+        assert_eq!(
+            Page::plain(Some(30)).wrapped(4, text),
+            "boots\n    /nix/store/0c5b8w3k3fxjhk5hd1zkjb1m5vq0l2ga-x\n    and then well-known things"
+        );
+        assert_eq!(Page::plain(None).wrapped(4, text), text);
     }
 
     #[test]

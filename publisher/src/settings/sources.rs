@@ -1,9 +1,10 @@
 //! Which settings there are, and where each came from.
 
+use crate::flake::CacheUrl;
 use hoist_certs::{Credentials, Pem, SigningKeySource};
 
 use super::{
-    BROKER, CA, CERTIFICATE, FLEET, Given, KEY, Names, Origin, REQUIRED_SIGNATURES, SIGNER,
+    BROKER, CA, CACHE, CERTIFICATE, FLEET, Given, KEY, Names, Origin, REQUIRED_SIGNATURES, SIGNER,
     SIGNER_KEY, SIGNING_KEY, SUBSTITUTER_KEYS, SUBSTITUTERS, Settings, SettingsError, SigningFlags,
     TRUSTED_KEYS,
 };
@@ -59,6 +60,8 @@ impl Settings<'_> {
             let given = self.many(names, flags, in_file);
             sources.extend(given.iter().map(|given| shown(names, given)));
         }
+        let cache = self.one(&CACHE, None, file.cache.as_ref());
+        sources.extend(cache.map(|cache| shown(&CACHE, &cache)));
         sources
     }
 
@@ -101,12 +104,18 @@ fn shown(names: &Names, given: &Given) -> Source {
         }
         _ => false,
     };
+    let shown = match names.key {
+        _ if is_secret => "the text itself".to_owned(),
+        // Its address may hold a password or a token.
+        "cache" => match given.text.trim().parse::<CacheUrl>() {
+            Ok(cache) => cache.to_string(),
+            Err(error) => format!("not usable: {error}"),
+        },
+        _ => crate::console::one_line(given.text.trim()),
+    };
     Source {
         key: names.key,
-        shown: match is_secret {
-            true => "the text itself".to_owned(),
-            false => crate::console::one_line(given.text.trim()),
-        },
+        shown,
         origin: given.origin.clone(),
     }
 }

@@ -8,6 +8,37 @@ use hoist_protocol::{KeyName, SigningKey};
 use crate::folder::{Folder, PATH, text};
 
 #[test]
+fn the_doctor_names_every_key_that_cannot_be_used() {
+    let folder = Folder::new();
+    folder.write("junk.signing-key", "junk");
+    let settings = fs::read_to_string(folder.path().join("hoist.toml")).unwrap();
+    let settings = settings.replace(
+        "signing_key = 'ci.signing-key'\n",
+        "signing_key = ['gone.signing-key', 'junk.signing-key', 'ci.signing-key']\ntrusted_keys = ['ci2:junk']\n\
+         cache = 's3://user:secret@bucket?secret-key=/run/key'\n",
+    );
+    folder.write("hoist.toml", &settings);
+    let output = folder.hoist(&["doctor", "--ca", "missing.pem"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stdout);
+    for (verdict, what) in [
+        ("WRONG", "cannot read `missing.pem`"),
+        ("WRONG", "gone.signing-key"),
+        (
+            "WRONG",
+            "the signing key of `signing_key` in hoist.toml cannot be used",
+        ),
+        ("ok", "which the machines have to trust"),
+        ("WRONG", "`trusted_keys` in hoist.toml is not valid"),
+        ("ok", "s3://bucket, from `cache` in hoist.toml"),
+    ] {
+        let is_said = |line: &str| line.starts_with(verdict) && line.contains(what);
+        assert!(said.lines().any(is_said), "{verdict}, {what}: {said}");
+    }
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[test]
 fn a_malformed_spec_names_the_machine_and_the_field() {
     let folder = Folder::new();
     let drv = format!(r#"{{"agents": {{"web-1": "{PATH}.drv"}}}}"#);

@@ -98,7 +98,8 @@ fn without_a_terminal_there_are_neither_colours_nor_an_end_of_the_line() {
 fn a_table_is_as_wide_as_the_terminal() {
     let folder = folder();
     let diff = format!("diff {BEFORE} {AFTER}");
-    for columns in [40, 80] {
+    // One that does not say how wide it is has 80 columns.
+    for (columns, width) in [(40, 40), (80, 80), (0, 80)] {
         let shown = on_terminal(&folder, columns, &[("NO_COLOR", "1")], &diff);
         let table = shown
             .lines()
@@ -106,7 +107,7 @@ fn a_table_is_as_wide_as_the_terminal() {
         let table: Vec<&str> = table.collect();
         assert!(table.len() >= 2, "{shown}");
         for line in table {
-            assert!(line.chars().count() <= columns.into(), "{columns}: {line}");
+            assert!(line.chars().count() <= width, "{columns}: {line}");
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What a machine has said of its deployments, to be compared.
 
-use hoist_protocol::{AgentName, Changes, DeploymentId, StorePath, Text};
+use hoist_protocol::{AgentName, Changes, DeploymentId, StorePath};
 
 use super::{Compared, DiffError, Found, Side};
 use crate::commands::CommandError;
+use crate::id_end::IdEnd;
 use crate::snapshot::Seen;
 
 /// One deployment, by the word of its machine.
@@ -72,16 +73,16 @@ impl Known {
     pub(super) fn compare(
         &self,
         agent: &AgentName,
-        ids: &[String],
+        ids: &[IdEnd],
     ) -> Result<Compared, CommandError> {
         let (from, to, changes) = match ids {
             [] => {
                 let newest = self.0.first();
                 self.brought_by(newest.ok_or_else(|| DiffError::Nothing(agent.clone()))?)
             }
-            [id] => self.brought_by(self.find(agent, id)?),
+            [id] => self.brought_by(self.find(agent, *id)?),
             [from, to, ..] => {
-                let (from, to) = (self.find(agent, from)?, self.find(agent, to)?);
+                let (from, to) = (self.find(agent, *from)?, self.find(agent, *to)?);
                 let follows = from.brought.is_some() && to.before == from.brought;
                 (
                     from.side(),
@@ -121,18 +122,12 @@ impl Known {
         (from, deployed.side(), deployed.changes.clone())
     }
 
-    fn find(&self, agent: &AgentName, given: &str) -> Result<&Deployed, CommandError> {
-        let wanted = given.trim().to_lowercase();
-        let mut matching = self
-            .0
-            .iter()
-            .filter(|deployed| deployed.id.short() == wanted || deployed.id.to_string() == wanted);
-        match (matching.next(), matching.next()) {
-            (Some(found), None) => Ok(found),
-            _ => Err(CommandError::NotInHistory {
-                agent: agent.clone(),
-                given: Text::lossy(given),
-            }),
-        }
+    fn find(&self, agent: &AgentName, given: IdEnd) -> Result<&Deployed, CommandError> {
+        let id = given.among(self.0.iter().map(|deployed| deployed.id));
+        let found = self.0.iter().find(|deployed| Some(deployed.id) == id);
+        found.ok_or_else(|| CommandError::NotInHistory {
+            agent: agent.clone(),
+            given,
+        })
     }
 }

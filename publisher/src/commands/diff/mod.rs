@@ -19,6 +19,7 @@ use super::{CommandError, look_at_one, unless_interrupted};
 use crate::console::table::Page;
 use crate::console::{print, to_stderr};
 use crate::digests::{self, DigestError};
+use crate::id_end::{IdEnd, IdEndError};
 use crate::outcome::Exit;
 use crate::settings::{Flags, Settings, process_environment};
 use known::Known;
@@ -52,6 +53,9 @@ pub enum DiffError {
          path, which has a `/` in it"
     )]
     Neither(Text<128>, #[source] NameError),
+    /// What should be one of its deployments is none.
+    #[error(transparent)]
+    Id(#[from] IdEndError),
     /// One path, or three.
     #[error("two paths are compared, or what a machine was deployed; {0} paths were given")]
     Paths(usize),
@@ -90,7 +94,7 @@ pub enum DiffError {
 impl DiffError {
     pub(super) const fn exit(&self) -> Exit {
         match self {
-            Self::Neither(..) | Self::Paths(_) => Exit::Usage,
+            Self::Neither(..) | Self::Id(_) | Self::Paths(_) => Exit::Usage,
             Self::Follow { .. }
             | Self::NotInStore { .. }
             | Self::Nix(_)
@@ -104,7 +108,7 @@ impl DiffError {
 #[derive(Debug)]
 enum Asked {
     Paths(StorePath, StorePath),
-    Machine(AgentName, Vec<String>),
+    Machine(AgentName, Vec<IdEnd>),
 }
 
 /// One of the two that are compared.
@@ -168,7 +172,10 @@ fn asked(what: &[String]) -> Result<Asked, DiffError> {
     match what {
         [from, to] if paths == 2 => Ok(Asked::Paths(followed(from)?, followed(to)?)),
         [agent, ids @ ..] if paths == 0 => match AgentName::new(agent.as_str()) {
-            Ok(agent) => Ok(Asked::Machine(agent, ids.to_vec())),
+            Ok(agent) => {
+                let ids = ids.iter().map(|id| id.parse());
+                Ok(Asked::Machine(agent, ids.collect::<Result<_, _>>()?))
+            }
             Err(error) => Err(DiffError::Neither(Text::lossy(agent), error)),
         },
         _ => Err(DiffError::Paths(paths)),
@@ -228,7 +235,7 @@ async fn of_paths(from: StorePath, to: StorePath) -> Result<Compared, CommandErr
 
 async fn of_machine(
     agent: AgentName,
-    ids: &[String],
+    ids: &[IdEnd],
     flags: Flags,
 ) -> Result<Compared, CommandError> {
     let caller = Settings::load(flags, &process_environment)?

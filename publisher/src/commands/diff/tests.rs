@@ -95,7 +95,7 @@ fn seen() -> Seen {
 }
 
 fn compare(ids: &[u128]) -> Compared {
-    let ids: Vec<String> = ids.iter().map(|n| id(*n).short()).collect();
+    let ids: Vec<IdEnd> = (ids.iter().map(|n| id(*n).short().parse().unwrap())).collect();
     Known::of(&seen())
         .compare(&machine("web-1").agent, &ids)
         .unwrap()
@@ -183,7 +183,7 @@ fn of_two_that_do_not_follow_each_other_only_sizes_are_known() {
 
 #[test]
 fn an_id_that_the_history_does_not_have_is_an_error_that_says_where_to_look() {
-    let ids = ["ffffffff".to_owned()];
+    let ids = ["ffffffff".parse().unwrap()];
     let error = Known::of(&seen())
         .compare(&machine("web-1").agent, &ids)
         .unwrap_err();

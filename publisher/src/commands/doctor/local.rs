@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use hoist_certs::Role;
 use hoist_certs::doctor::{Finding, is_private};
+use hoist_certs::files::FileError;
 use hoist_certs::program::report;
+use hoist_certs::{Role, SigningKeyError};
 use hoist_protocol::Text;
 use tokio::time::timeout;
 
 use crate::nix_command::nix_command;
 use crate::settings::{Settings, SettingsError, SigningFlags};
-use crate::signer::Signer;
 
 /// How long Nix may take to say its version.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,13 +47,31 @@ pub(super) fn keys(
     let mut findings: Vec<Finding> = (settings.signing_key_files(signing).iter())
         .map(|file| is_private("signing key", file))
         .collect();
-    match settings.keys(signing) {
-        Ok(keys) => findings.extend(keys.signing.iter().map(Signer::public).map(|key| {
-            Finding::ok(
+    let mut all_are_read = true;
+    // One by one: that one cannot be used says nothing of the others.
+    for key in settings.signing_keys(signing) {
+        match key {
+            Ok(key) => findings.push(Finding::ok(
                 "signing key",
-                format!("{key}, which the machines have to trust"),
-            )
-        })),
+                format!("{}, which the machines have to trust", key.public()),
+            )),
+            Err(error) => {
+                all_are_read = false;
+                if !was_found(&error) {
+                    findings.push(Finding::wrong("signing key", report(&error.into())));
+                }
+            }
+        }
+    }
+    for error in settings
+        .trusted_keys(signing)
+        .into_iter()
+        .filter_map(Result::err)
+    {
+        all_are_read = false;
+        findings.push(Finding::wrong("trusted key", report(&error.into())));
+    }
+    match settings.keys(signing) {
         Err(SettingsError::Missing { .. }) if role == Some(Role::Publisher) => findings.push(
             Finding::note(
                 "signing key",
@@ -61,12 +79,23 @@ pub(super) fn keys(
             )
             .advice("--signing-key, HOIST_SIGNING_KEY, or `signing_key` in hoist.toml"),
         ),
-        Err(SettingsError::Missing { .. }) => {}
-        // A file that cannot be read was found above.
-        Err(_) if findings.iter().any(|finding| !finding.is_fine()) => {}
-        Err(error) => findings.push(Finding::wrong("signing key", report(&error.into()))),
+        Ok(_) | Err(SettingsError::Missing { .. }) => {}
+        // What is wrong with single keys has been said.
+        Err(_) if !all_are_read => {}
+        Err(error) => findings.push(Finding::wrong("signing keys", report(&error.into()))),
     }
     findings
+}
+
+/// Whether the look at the files has found that already.
+fn was_found(error: &SettingsError) -> bool {
+    match error {
+        SettingsError::SigningKey(_, SigningKeyError::InStore(_)) => true,
+        SettingsError::SigningKey(_, SigningKeyError::Read(FileError::Read { source, .. })) => {
+            source.kind() == std::io::ErrorKind::NotFound
+        }
+        _ => false,
+    }
 }
 
 /// Whether there is a Nix, which knows what the closures in this computer's store hold.

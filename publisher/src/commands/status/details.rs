@@ -4,23 +4,22 @@ use hoist_certs::program::show_size;
 use hoist_protocol::{Action, AgentName, Presence, Status, StorePath, Tag, Text, Timestamp};
 
 use super::age;
-use crate::console::{fetched, one_line};
+use crate::console::fetched;
+use crate::console::listing::Listing;
+use crate::console::table::Page;
 use crate::said;
 use crate::snapshot::Seen;
 
-/// Width of the column with the names, in characters.
-const NAMES: usize = 14;
-
 /// The lines of one machine, its name first.
-pub(super) fn details(agent: &AgentName, seen: &Seen, now: Timestamp) -> String {
-    let mut lines = Lines(format!("{agent}\n"));
+pub(super) fn details(agent: &AgentName, seen: &Seen, now: Timestamp, page: Page) -> String {
+    let mut lines = Listing::of(page, agent.as_str());
     if let Some((channel, error)) = &seen.unreadable {
         lines.add("unreadable", &format!("its {channel}: {error}"));
     }
     let online = seen.presence.map_or("never connected", Presence::as_str);
     let Some(status) = &seen.status else {
         lines.add("state", &format!("not reported yet, {online}"));
-        return lines.0;
+        return lines.into_text();
     };
     let (age, _) = age(status.ts, seen.presence, now);
     let state = status.state.as_str().replace('_', " ");
@@ -46,10 +45,10 @@ pub(super) fn details(agent: &AgentName, seen: &Seen, now: Timestamp) -> String 
     lines.add("trusts", &keys.join(", "));
     let (version, system) = (&status.agent_version, &status.system);
     lines.add("agent", &format!("{version} on {system}"));
-    lines.0
+    lines.into_text()
 }
 
-fn deployment(lines: &mut Lines, status: &Status) {
+fn deployment(lines: &mut Listing, status: &Status) {
     if let Some(id) = status.id {
         let whose = if status.local {
             ", ordered at the machine"
@@ -79,7 +78,7 @@ fn deployment(lines: &mut Lines, status: &Status) {
 }
 
 /// What runs, and what of the rest is something else.
-fn paths(lines: &mut Lines, status: &Status) {
+fn paths(lines: &mut Listing, status: &Status) {
     let runs = status.current_path.as_ref();
     let mut add = |name: &str, path: Option<&StorePath>| {
         lines.add(name, path.map_or("", StorePath::as_str));
@@ -96,7 +95,7 @@ fn paths(lines: &mut Lines, status: &Status) {
     }
 }
 
-fn closure(lines: &mut Lines, status: &Status) {
+fn closure(lines: &mut Listing, status: &Status) {
     if let Some(bytes) = status.closure_size {
         lines.add("size", &show_size(bytes));
     }
@@ -110,18 +109,6 @@ fn closure(lines: &mut Lines, status: &Status) {
     match said::unnamed_packages(changes) {
         0 => {}
         more => lines.add("", &format!("and {more} more")),
-    }
-}
-
-/// Lines of a name and a text; what has no text is left out.
-struct Lines(String);
-
-impl Lines {
-    fn add(&mut self, name: &str, text: &str) {
-        let text = one_line(text);
-        if !text.is_empty() {
-            self.0.push_str(&format!("  {name:<NAMES$}{text}\n"));
-        }
     }
 }
 
@@ -174,7 +161,12 @@ mod tests {
             presence: Some(Presence::Online),
             ..Seen::default()
         };
-        let shown = details(&machine("web-1").agent, &seen, Timestamp::from_ms(100_000));
+        let shown = details(
+            &machine("web-1").agent,
+            &seen,
+            Timestamp::from_ms(100_000),
+            Page::plain(None),
+        );
         let expected = format!(
             "\
 web-1
@@ -210,7 +202,12 @@ web-1
             status: Some(report),
             ..Seen::default()
         };
-        let shown = details(&machine("web-1").agent, &seen, Timestamp::from_ms(5));
+        let shown = details(
+            &machine("web-1").agent,
+            &seen,
+            Timestamp::from_ms(5),
+            Page::plain(None),
+        );
         assert!(
             shown.contains("\n  message       [units_failed] these units failed: a.service\n"),
             "{shown}"
@@ -231,7 +228,12 @@ web-1
             status: Some(report),
             ..Seen::default()
         };
-        let shown = details(&machine("web-1").agent, &seen, Timestamp::from_ms(5));
+        let shown = details(
+            &machine("web-1").agent,
+            &seen,
+            Timestamp::from_ms(5),
+            Page::plain(None),
+        );
         assert_eq!(shown.matches("--allow-no-agent").count(), 1, "{shown}");
         assert!(!shown.contains("advice"), "{shown}");
     }

@@ -12,10 +12,9 @@ use hoist_protocol::{
     AgentName, Channel, DeploymentId, FleetName, Presence, State, Status, StorePath, Timestamp,
 };
 
-use super::{CommandError, look, unknown_machine};
+use super::{CommandError, look, unknown_machine, unless_interrupted};
 use crate::console::table::{Page, Tone, render};
 use crate::console::{fetched, one_line, print};
-use crate::drive::Interrupts;
 use crate::flags::SelectionArgs;
 use crate::link::Link;
 use crate::outcome::Exit;
@@ -68,10 +67,8 @@ pub async fn run(args: &StatusArgs, flags: Flags) -> Result<Exit, CommandError> 
     if args.watch {
         return watch::run(args, &caller, &selection).await;
     }
-    let mut interrupts = Interrupts::listen().map_err(CommandError::Runtime)?;
-    let mut snapshot = tokio::select! {
-        snapshot = gather(&caller, &selection) => snapshot?,
-        () = interrupts.next() => return Ok(Exit::Interrupted),
+    let Some(mut snapshot) = unless_interrupted(gather(&caller, &selection)).await? else {
+        return Ok(Exit::Interrupted);
     };
     let has_machines = !snapshot.machines().is_empty();
     let at = now();
@@ -92,7 +89,7 @@ pub async fn run(args: &StatusArgs, flags: Flags) -> Result<Exit, CommandError> 
     } else {
         let machines = snapshot.machines().iter();
         let machines: Vec<String> = machines
-            .map(|(agent, seen)| details::details(agent, seen, at))
+            .map(|(agent, seen)| details::details(agent, seen, at, Page::stdout()))
             .collect();
         machines.join("\n")
     };

@@ -5,17 +5,18 @@ mod changes;
 mod screen;
 mod view;
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
 use hoist_certs::program::now;
-use hoist_protocol::Channel;
+use hoist_protocol::{AgentName, Channel};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use super::{StatusArgs, has_failed};
 use crate::commands::{CommandError, look};
-use crate::console::{is_dumb, print, stdout_has_colours, to_stderr};
+use crate::console::{is_dumb, print, reader_gone, stdout_has_colours, terminal_size, to_stderr};
 use crate::drive::Interrupts;
 use crate::link::{Event, Filter, Link, Ticket, filters};
 use crate::outcome::Exit;
@@ -87,7 +88,7 @@ impl Watch<'_> {
         let (mut screen, mut keys) = Screen::open().map_err(CommandError::Output)?;
         let mut view = View::new(self.snapshot.fleet().clone(), stdout_has_colours());
         loop {
-            let size = screen.size();
+            let size = terminal_size();
             let (args, selection, at) = (self.args, self.selection, now());
             let is_meant = |agent: &_, seen: &Seen| {
                 seen.has_reported()
@@ -99,7 +100,7 @@ impl Watch<'_> {
             screen.draw(&lines).map_err(CommandError::Output)?;
             let drawn = Instant::now();
             tokio::select! {
-                exit = self.changed() => exit?,
+                changed = self.changed() => drop(changed?),
                 key = next(&mut keys) => match key {
                     Key::Quit => return Ok(Exit::Ok),
                     Key::Interrupt => return Ok(Exit::Interrupted),
@@ -127,10 +128,17 @@ impl Watch<'_> {
     async fn tell(&mut self, interrupts: &mut Interrupts) -> Result<Exit, CommandError> {
         let mut changes = Changes::new(self.args.json);
         let mut trouble = None;
+        let gone = reader_gone();
+        tokio::pin!(gone);
+        // Of all machines only those are looked at of which something came.
+        let mut heard: BTreeSet<AgentName> = self.snapshot.machines().keys().cloned().collect();
         loop {
             let at = now();
             let mut text = String::new();
-            for (agent, seen) in self.snapshot.machines() {
+            let machines = heard
+                .iter()
+                .filter_map(|agent| self.snapshot.machines().get_key_value(agent));
+            for (agent, seen) in machines {
                 let is_meant = self.selection.means(agent, Some(seen), at)
                     && (!self.args.failed || has_failed(seen));
                 text += &changes.of(agent, seen, is_meant);
@@ -144,22 +152,27 @@ impl Watch<'_> {
                         .unwrap_or("connected to the broker again"),
                 );
             }
-            tokio::select! {
-                exit = self.changed() => exit?,
+            heard = tokio::select! {
+                changed = self.changed() => changed?,
+                gone = &mut gone => return gone.map(|()| Exit::Ok).map_err(CommandError::Runtime),
                 () = interrupts.next() => return Ok(Exit::Interrupted),
-            }
+            };
         }
     }
 
-    /// Takes what comes, until something has and no more is there.
-    async fn changed(&mut self) -> Result<(), CommandError> {
+    /// Takes what comes, until something has and no more is there: of whom it was.
+    async fn changed(&mut self) -> Result<BTreeSet<AgentName>, CommandError> {
+        let mut heard = BTreeSet::new();
         let mut next = Some(self.link.next().await?);
         for _ in 0..BATCH {
             let Some(event) = next else {
                 break;
             };
             match event {
-                Event::Message { topic, payload, .. } => self.snapshot.saw(&topic, &payload)?,
+                Event::Message { topic, payload, .. } => {
+                    self.snapshot.saw(&topic, &payload)?;
+                    heard.insert(topic.machine.agent);
+                }
                 Event::Connected => self.link.subscribe(Ticket::Everything, &self.filters),
                 Event::Granted(..) => self.trouble = None,
                 Event::Disconnected(failure) => {
@@ -169,7 +182,7 @@ impl Watch<'_> {
             }
             next = self.link.try_next()?;
         }
-        Ok(())
+        Ok(heard)
     }
 }
 

@@ -5,12 +5,13 @@ use std::io::{self, IsTerminal as _, Write as _};
 use crossterm::event::{self, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use crossterm::terminal::{
     BeginSynchronizedUpdate, Clear, ClearType, EndSynchronizedUpdate, EnterAlternateScreen,
-    LeaveAlternateScreen, disable_raw_mode, enable_raw_mode, size,
+    LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
 };
 use crossterm::{cursor, execute, queue};
 use tokio::sync::mpsc;
 
 use super::view::Scroll;
+use crate::console::terminal_size;
 
 /// What somebody asked for.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,14 +48,6 @@ impl Screen {
         Ok((screen, receiver))
     }
 
-    /// Columns and rows; a terminal that does not say has 80 and 24.
-    pub(super) fn size(&self) -> (u16, u16) {
-        match size() {
-            Ok((columns, rows)) if columns > 0 && rows > 0 => (columns, rows),
-            Ok(_) | Err(_) => (80, 24),
-        }
-    }
-
     /// Puts these lines in the place of those before, in one go.
     pub(super) fn draw(&mut self, lines: &[String]) -> io::Result<()> {
         let mut picture = Vec::new();
@@ -65,7 +58,7 @@ impl Screen {
             queue!(picture, Clear(ClearType::UntilNewLine))?;
         }
         let below = u16::try_from(lines.len()).unwrap_or(u16::MAX);
-        if below < self.size().1 {
+        if below < terminal_size().1 {
             queue!(
                 picture,
                 cursor::MoveTo(0, below),
