@@ -182,6 +182,31 @@ fn what_every_command_prints() {
     }
 }
 
+#[test]
+fn what_goes_on_for_ever_ends_when_nobody_reads_it() {
+    let site = Site::create("unread").unwrap();
+    let (programs, dir) = (site.programs(), site.dir());
+    let papers = Papers::make(dir, programs, site.logs()).unwrap();
+    let fleet = Fleet::start(&dir.join("fleet"), &papers, programs).unwrap();
+    for (command, first) in [
+        ("status --watch", "db-1 | online, fetching 40 %"),
+        ("status --watch --json", "{\"agent\":\"db-1\","),
+        ("logs web-2 --follow", "web-2 |   restarting"),
+    ] {
+        let line = format!("{} {command} | head -n 1", programs.publisher);
+        let mut shell = process::command("/bin/sh");
+        shell.args(["-c", &line]).current_dir(fleet.dir());
+        // The shell waits for both.
+        let finished = process::run("unread", shell, site.logs()).unwrap();
+        let finished = finished.expect_code(0).unwrap();
+        assert!(
+            finished.stdout.starts_with(first),
+            "{command}: {}",
+            finished.stdout
+        );
+    }
+}
+
 /// All commands, as the help lists them.
 fn commands(programs: &Programs) -> Result<Vec<String>> {
     let output = Command::new(&programs.publisher).arg("--help").output()?;

@@ -137,7 +137,8 @@ impl Fleet {
             )
         };
         let signs = format!(
-            "signing_key = '../certs/ci.signing-key'\ntrusted_keys = [{:?}]\n",
+            "signing_key = '../certs/ci.signing-key'\ntrusted_keys = [{:?}, {:?}]\n",
+            key("ci")?.public().to_string(),
             other.to_string()
         );
         let [before, runs, new] = SYSTEMS;
@@ -197,6 +198,7 @@ case "$*" in
 esac
 case "$*" in
     --version) echo 'nix (Nix) 2.26.3' ;;
+    flake*) echo '{ "url": "/fleet" }' ;;
     *path-info* | "") echo 'INFOS' ;;
     eval*'#nixosConfigurations') echo '["web-1"]' ;;
     eval*'#nixosConfigurations."web-1"') echo 'ENTRY' ;;
