@@ -178,7 +178,7 @@ fn is_private_outside(check: &'static str, file: &Utf8Path, store: &str) -> Find
         .advice("issue a new one, and keep it outside of the store");
     }
     match fs::metadata(file) {
-        Err(error) => unreadable(check, file, &error.to_string()),
+        Err(error) => unreadable(check, file, &format!("cannot read `{file}`: {error}")),
         Ok(metadata) => {
             let mode = metadata.permissions().mode() & 0o777;
             // Who owns systemd's credentials cannot be helped, and nobody else can get there.
