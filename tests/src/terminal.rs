@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::process;
+
 /// Rows of the screen: nothing that a command writes scrolls out of it.
 const ROWS: NonZeroU16 = NonZeroU16::new(1000).expect("it is not zero");
 
@@ -35,7 +37,8 @@ pub fn run(command: &Command, columns: NonZeroU16) -> Result<Screen> {
         "stty cols {columns} rows {ROWS} && exec {}",
         words.join(" ")
     );
-    let mut script = Command::new("/usr/bin/script");
+    // What runs on the terminal ends with it.
+    let mut script = process::command("/usr/bin/script");
     script
         .args(["--quiet", "--return", "--command", &line, "/dev/null"])
         .env_clear()

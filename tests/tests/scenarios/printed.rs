@@ -221,7 +221,7 @@ fn commands(programs: &Programs) -> Result<Vec<String>> {
 }
 
 fn see(fleet: &Fleet, programs: &Programs, place: Place, run: &str) -> Result<Seen> {
-    let mut command = process::command(&programs.publisher);
+    let mut command = Command::new(&programs.publisher);
     command
         .args(run.split(' ').map(|word| match word {
             "BEFORE" => SYSTEMS[0],
