@@ -24,7 +24,7 @@ mod successor;
 mod system;
 
 use camino::Utf8Path;
-use hoist_agent_core::Facts;
+use hoist_agent_core::{Facts, How};
 use hoist_protocol::{DeploymentId, Reason, State, Text};
 
 use crate::job::{
@@ -243,8 +243,11 @@ impl Activator {
     fn result(&mut self, before: Option<&Before>, outcome: Result<Ending, Failure>) -> JobResult {
         let facts = match before {
             Some(before) => self.facts(before),
-            None => kinds::facts_here(&self.job.spec().profile, Some(&self.job.spec().target.kind))
-                .map_err(|error| Failure::internal("cannot find out what runs", &error)),
+            None => kinds::facts_here(
+                &self.job.spec().profile,
+                Some(&How::of(&self.job.spec().target)),
+            )
+            .map_err(|error| Failure::internal("cannot find out what runs", &error)),
         };
         let facts = facts.unwrap_or_else(|failure| {
             self.log.say(&failure.message);

@@ -125,7 +125,7 @@ pub(crate) fn preview(place: &Place) -> Result<Preview, Error> {
         now: hoist_certs::program::now(),
         synchronised: false,
         uptime: Duration::ZERO,
-        facts: kinds::facts_here(&place.profile, ledger.kind()).unwrap_or_default(),
+        facts: kinds::facts_here(&place.profile, ledger.latest_how()).unwrap_or_default(),
         broker: None,
         warnings: Vec::new(),
     };

@@ -288,7 +288,7 @@ impl Shell {
 
     /// How things are now.
     fn moment(&self) -> Moment {
-        let last = self.agent.ledger().kind();
+        let last = self.agent.ledger().latest_how();
         let facts = kinds::facts_here(&self.settings.profile, last).unwrap_or_else(|error| {
             tracing::warn!(%error, "cannot tell what this machine runs");
             Facts::default()

@@ -55,13 +55,14 @@ impl Ledger {
         self.history.iter().any(|record| record.entry.id == id)
     }
 
-    /// The kind of what is under way, as far as it is found out, and else of what has ended last.
+    /// As what the closure that is under way is activated, as far as its kind is found out, and else the one that has
+    /// ended last.
     #[must_use]
-    pub fn kind(&self) -> Option<&Kind> {
+    pub fn latest_how(&self) -> Option<&How> {
         let current = self.current.as_ref().and_then(|task| task.how.as_ref());
         let last = self.last.as_ref().and_then(|ended| ended.how.as_ref());
-        let mut kinds = current.into_iter().chain(last).map(|how| &how.kind);
-        kinds.find(|kind| **kind != Kind::Auto)
+        let mut known = current.into_iter().chain(last);
+        known.find(|how| how.kind != Kind::Auto)
     }
 
     /// Whether `id` is under way, waits, or has ended.

@@ -153,7 +153,8 @@ pub struct How {
 
 impl How {
     /// What a target says about it.
-    pub(crate) fn of(target: &Target) -> Self {
+    #[must_use]
+    pub fn of(target: &Target) -> Self {
         Self {
             kind: target.kind.clone(),
             profile: target.profile.clone(),

@@ -23,8 +23,8 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use camino::{Utf8Path, Utf8PathBuf};
-use hoist_agent_core::Facts;
-use hoist_protocol::{Action, DeploymentId, Kind, Reason, StorePath};
+use hoist_agent_core::{Facts, How};
+use hoist_protocol::{Action, DeploymentId, Kind, ProfileName, Reason, StorePath};
 
 use super::failure::Failure;
 use super::program::Program;
@@ -307,17 +307,20 @@ pub(crate) fn look(spec: &JobSpec) -> Option<(Kind, Facts)> {
 /// less than a millisecond.
 ///
 /// Root's agent deploys the system, where there is one. Another agent, and one on a machine without a system, has
-/// its user's home-manager generation or a plain `profile`: that of the kind `last` that was deployed here last, and
-/// before that whichever is there.
+/// its user's home-manager generation or a plain profile: that which was deployed here last, and before that whichever
+/// is there. `profile` is the plain one of an agent that is not told another.
 ///
 /// # Errors
 /// A link cannot be read.
-pub(crate) fn facts_here(profile: &Utf8Path, last: Option<&Kind>) -> io::Result<Facts> {
+pub(crate) fn facts_here(profile: &Utf8Path, last: Option<&How>) -> io::Result<Facts> {
     if system::is_root() && nix::store_path_behind(CURRENT_SYSTEM.into())?.is_some() {
         return nix::facts_of_nixos();
     }
-    let plain = nix::facts_of_profile(profile)?;
-    let is_home = match last {
+    let named = last.and_then(|how| how.profile.as_ref());
+    // A user without a home has no profile there.
+    let named = named.and_then(|name| named_profile(name).ok());
+    let plain = nix::facts_of_profile(named.as_deref().unwrap_or(profile))?;
+    let is_home = match last.map(|how| &how.kind) {
         None | Some(Kind::Auto) => plain.current.is_none(),
         Some(kind) => *kind == Kind::HomeManager,
     };
@@ -368,10 +371,7 @@ fn need_program(closure: &StorePath, file: &str, help: &str) -> Result<(), Failu
 fn chosen_profile(spec: &JobSpec) -> Result<Utf8PathBuf, Failure> {
     let profile = match &spec.target.profile {
         None => spec.profile.clone(),
-        Some(name) if system::is_root() => Utf8Path::new(PROFILES).join(name.as_str()),
-        Some(name) => system::home()?
-            .join(".local/state/nix/profiles")
-            .join(name.as_str()),
+        Some(name) => named_profile(name)?,
     };
     if profile == SYSTEM_PROFILE {
         return Err(Failure::untouched(
@@ -382,6 +382,16 @@ fn chosen_profile(spec: &JobSpec) -> Result<Utf8PathBuf, Failure> {
         ));
     }
     Ok(profile)
+}
+
+/// Where this user's profile of that name is.
+fn named_profile(name: &ProfileName) -> Result<Utf8PathBuf, Failure> {
+    if system::is_root() {
+        return Ok(Utf8Path::new(PROFILES).join(name.as_str()));
+    }
+    Ok(system::home()?
+        .join(".local/state/nix/profiles")
+        .join(name.as_str()))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A plain user whose home is deployed: no root, the user's own service manager, and the store behind Nix's daemon.
 
 use anyhow::Result;
-use hoist_protocol::{HealthCheck, Probe, Reason, State, Status, Text, UnitName};
+use hoist_protocol::{HealthCheck, Probe, ProfileName, Reason, State, Status, Text, UnitName};
 use hoist_tests::closure::Closure;
 use hoist_tests::machine::Deployable as _;
 use hoist_tests::nspawn::{AGENT, Trust, USER, UserMachine, booted_scenario};
@@ -75,17 +75,23 @@ fn a_users_home_is_deployed_without_root_and_one_that_fails_is_taken_back() {
 /// What the user's status tells is what was deployed last: a plain profile beside the home, and the home again.
 fn tells_what_came_last(world: &World, user: &UserMachine) -> Result<()> {
     let home = user.current_system()?;
-    let tools = world.push(&Closure::profile("tools", "1"))?;
-    let id = world.publish(&world.forge(user, &tools)?)?;
-    let ended = |status: &Status| status.id == Some(id) && status.state.is_final();
-    let status = world
-        .watch()
-        .wait_status(user.name(), "it has ended", ended)?;
-    assert_eq!(status.state, State::Succeeded, "{}", status.message);
-    assert_eq!(status.current_path.as_ref(), Some(&tools));
-    let profile = "/home/ann/.local/state/nix/profiles/hoist";
-    assert_eq!(user.profile(profile)?, Some(tools));
-    assert_eq!(user.current_system()?, home);
+    // The agent's own, and one of another name.
+    for name in [None, Some("tools")] {
+        let tools = world.push(&Closure::profile("tools", name.unwrap_or("1")))?;
+        let mut forge = world.forge(user, &tools)?;
+        forge.target.profile = name.map(ProfileName::new).transpose()?;
+        let id = world.publish(&forge)?;
+        let ended = |status: &Status| status.id == Some(id) && status.state.is_final();
+        let status = world
+            .watch()
+            .wait_status(user.name(), "it has ended", ended)?;
+        assert_eq!(status.state, State::Succeeded, "{}", status.message);
+        assert_eq!(status.current_path.as_ref(), Some(&tools));
+        let folder = "/home/ann/.local/state/nix/profiles";
+        let profile = format!("{folder}/{}", name.unwrap_or("hoist"));
+        assert_eq!(user.profile(&profile)?, Some(tools));
+        assert_eq!(user.current_system()?, home);
+    }
 
     // The units that are checked are the user's: of the two services the machine's manager knows only one.
     let next = user.push(world, &user.home("4"))?;
