@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 use camino::{Utf8Path, Utf8PathBuf};
+use hoist_certs::{ClientTls, Credentials};
 use hoist_protocol::{PublicKey, SigningKey};
 
 use crate::process::{self, Finished};
@@ -28,6 +29,19 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// What these files are to a client.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub fn tls(&self) -> Result<ClientTls> {
+        let credentials = Credentials {
+            ca: self.ca.clone().into(),
+            certificate: self.certificate.clone().into(),
+            key: self.key.clone().into(),
+        };
+        Ok(credentials.client()?)
+    }
+
     /// The three lines of a configuration file.
     #[must_use]
     pub fn config(&self) -> String {

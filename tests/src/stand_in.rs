@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use hoist_certs::{ClientTls, Credentials, mqtt};
+use hoist_certs::{ClientTls, mqtt};
 use hoist_protocol::{
     BrokerUrl, Channel, Deployment, Goal, Held, History, Machine, Presence, Reason, State, Status,
     Text, TrustedKeys,
@@ -60,7 +60,7 @@ impl Cast {
         let count = parts.len();
         for (part, identity) in parts {
             let (ready, trusted) = (ready.clone(), trusted.clone());
-            let tls = tls(&identity)?;
+            let tls = identity.tls()?;
             runtime.spawn(async move {
                 let name = part.machine.agent.clone();
                 let ended = play(part, &tls, port, &trusted, &ready).await;
@@ -83,16 +83,6 @@ impl Drop for Cast {
             runtime.shutdown_timeout(Duration::from_secs(1));
         }
     }
-}
-
-/// The credentials in these files.
-fn tls(identity: &Identity) -> Result<ClientTls> {
-    let credentials = Credentials {
-        ca: identity.ca.clone().into(),
-        certificate: identity.certificate.clone().into(),
-        key: identity.key.clone().into(),
-    };
-    Ok(credentials.client()?)
 }
 
 /// One machine, until its connection ends. Says once that it is ready.

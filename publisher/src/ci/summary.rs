@@ -44,7 +44,6 @@ pub fn markdown(report: &Report) -> String {
     if report.machines.is_empty() {
         return text;
     }
-    text += "<table>\n<tr><th>Machine</th><th>Outcome</th><th>Closure</th><th>Deployment</th><th>Detail</th></tr>\n";
     // Who looks here looks for what went wrong, and then for what changed.
     let mut machines: Vec<&MachineReport> = report.machines.iter().collect();
     machines.sort_by_key(|machine| {
@@ -53,13 +52,25 @@ pub fn markdown(report: &Report) -> String {
             machine.outcome == Outcome::Unchanged,
         )
     });
-    let mut left = machines.len();
-    for machine in machines {
-        let row = row(machine);
-        if text.len() + row.len() > LONGEST {
+    let rows: Vec<String> = machines.into_iter().map(row).collect();
+    let header = ["Machine", "Outcome", "Closure", "Deployment", "Detail"];
+    let used = text.len();
+    text + &table(&header, &rows, used)
+}
+
+/// A table of these rows, of as many as there is room for behind `used` bytes.
+fn table(header: &[&str], rows: &[String], used: usize) -> String {
+    let mut text = "<table>\n<tr>".to_owned();
+    for title in header {
+        let _infallible = write!(text, "<th>{title}</th>");
+    }
+    text += "</tr>\n";
+    let mut left = rows.len();
+    for row in rows {
+        if used + text.len() + row.len() > LONGEST {
             break;
         }
-        text += &row;
+        text += row;
         left -= 1;
     }
     text += "</table>\n";
@@ -72,32 +83,19 @@ pub fn markdown(report: &Report) -> String {
 /// The summary of a dry run: its heading, and a table of texts.
 #[must_use]
 pub fn of_table(heading: &str, header: &[&str], rows: &[Vec<String>]) -> String {
-    let mut text = format!("### {heading}\n\n");
+    let text = format!("### {heading}\n\n");
     if rows.is_empty() {
         return text + "No machine is meant.\n\n";
     }
-    text += "<table>\n<tr>";
-    for title in header {
-        let _infallible = write!(text, "<th>{title}</th>");
-    }
-    text += "</tr>\n";
-    let mut left = rows.len();
-    for row in rows {
-        let cells: Vec<String> = (row.iter())
+    let row = |cells: &Vec<String>| {
+        let cells: String = (cells.iter())
             .map(|cell| format!("<td>{}</td>", code(cell)))
             .collect();
-        let row = format!("<tr>{}</tr>\n", cells.concat());
-        if text.len() + row.len() > LONGEST {
-            break;
-        }
-        text += &row;
-        left -= 1;
-    }
-    text += "</table>\n";
-    if left > 0 {
-        let _infallible = writeln!(text, "\n… and {left} more machines.");
-    }
-    text + "\n"
+        format!("<tr>{cells}</tr>\n")
+    };
+    let rows: Vec<String> = rows.iter().map(row).collect();
+    let used = text.len();
+    text + &table(header, &rows, used)
 }
 
 fn row(machine: &MachineReport) -> String {

@@ -1,7 +1,7 @@
 //! `hoist cancel`: what machines have not begun to activate is not activated any more.
 
 use clap::Args;
-use hoist_protocol::{AgentName, DeploymentId, Goal, Held, Presence, Rollout, State, Target};
+use hoist_protocol::{AgentName, DeploymentId, Goal, Presence, Rollout, State, Target};
 use uuid::Uuid;
 
 use super::CommandError;
@@ -121,13 +121,9 @@ impl Choose for Cancel {
             && chosen.wishes.is_empty()
             && let Some((agent, standing, part)) = to_mark(meant, fleet)
         {
-            let held = match standing.is_held(fleet.now) {
-                true => standing.parts().held,
-                false => Held::No,
-            };
             let wish = Wish {
                 rollout: Some(part),
-                ..standing.again(held, fleet.now)
+                ..standing.again(standing.hold(fleet.now), fleet.now)
             };
             let said = format!(
                 "told once more what it has, as the sign that the rollout is cancelled: {} of its {} batches have come",

@@ -1,7 +1,6 @@
 //! `hoist refresh`: what machines shall run stays valid for longer.
 
 use clap::Args;
-use hoist_protocol::Held;
 
 use super::CommandError;
 use super::choosing::{self, About, Choice, Choose, ChosenArgs};
@@ -47,10 +46,7 @@ impl Choose for Refresh {
             Ok(standing) => standing,
             Err(why) => return Ok(Choice::Refuse(why.to_string())),
         };
-        let held = match standing.is_held(about.now) {
-            true => standing.parts().held,
-            false => Held::No,
-        };
+        let held = standing.hold(about.now);
         let said = format!(
             "renewed, which ended {}: {}",
             standing.parts().expires,

@@ -74,8 +74,13 @@ impl Standing {
         self.0.order.id
     }
 
+    /// The hold that it keeps up still.
+    pub(super) fn hold(&self, now: Timestamp) -> Held {
+        hold(&self.0, now)
+    }
+
     pub(super) fn is_held(&self, now: Timestamp) -> bool {
-        hold(&self.0, now) != Held::No
+        self.hold(now) != Held::No
     }
 
     /// The same target once more, held or not, for a machine that is to try it only where it has not failed.

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
-use hoist_certs::Credentials;
 use hoist_protocol::{AgentName, Channel, FleetName, Machine as Address, State, Status, StorePath};
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Packet, Publish};
@@ -46,13 +45,7 @@ pub(super) struct Publisher {
 impl Publisher {
     /// Connects and subscribes to the machine's status.
     pub(super) fn connect(world: &World, name: &AgentName) -> Result<Self> {
-        let identity = &world.publisher;
-        let credentials = Credentials {
-            ca: identity.ca.clone().into(),
-            certificate: identity.certificate.clone().into(),
-            key: identity.key.clone().into(),
-        };
-        let tls = credentials.client()?.config();
+        let tls = world.publisher.tls()?.config();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;

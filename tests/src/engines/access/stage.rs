@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use hoist_certs::{ClientTls, Credentials, Role};
+use hoist_certs::{ClientTls, Role};
 use hoist_protocol::{AgentName, Channel, FleetName, Machine};
 use rumqttc::LastWill;
 use tokio::time::{Instant, sleep};
@@ -57,17 +57,8 @@ impl Cast {
             .0
             .get(name)
             .with_context(|| format!("nobody is called {name}"))?;
-        tls(identity)
+        identity.tls()
     }
-}
-
-fn tls(identity: &Identity) -> Result<ClientTls> {
-    let credentials = Credentials {
-        ca: identity.ca.clone().into(),
-        certificate: identity.certificate.clone().into(),
-        key: identity.key.clone().into(),
-    };
-    Ok(credentials.client()?)
 }
 
 /// The machine whose topics `role` tries something on.
