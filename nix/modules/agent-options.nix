@@ -115,7 +115,16 @@ in
     Umask = 63;
   };
 
-  assertions = common.assertions "hoist-agent";
+  # `more` names what the module itself sets of `agent.toml`, besides what every one of them does.
+  assertions =
+    cfg: more:
+    common.assertions "hoist-agent" cfg (
+      [
+        "broker"
+        "trusted_keys"
+      ]
+      ++ more
+    );
 
   # Within this time the service manager hears that the agent lives, or starts it again.
   watchdog = "2min";

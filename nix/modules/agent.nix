@@ -23,7 +23,7 @@ in
   options.services.hoist-agent = common.options;
 
   config = lib.mkIf cfg.enable {
-    assertions = common.assertions cfg;
+    assertions = common.assertions cfg [ "state" ];
 
     # So that `hoist-agent status` and its like find the agent without any flag.
     environment.systemPackages = [ cfg.package ];
@@ -46,8 +46,11 @@ in
       stopIfChanged = false;
       unitConfig.X-StopOnRemoval = false;
 
+      # As every service of NixOS that runs Nix itself: the way to caches that are behind a proxy, or asked over SSH.
+      environment = config.nix.envVars // config.networking.proxy.envVars;
       path = [
         config.nix.package
+        config.programs.ssh.package
         pkgs.coreutils
         pkgs.util-linux
         config.systemd.package
@@ -65,8 +68,8 @@ in
           "certificate:${toString cfg.certificateFile}"
           "key:${toString cfg.keyFile}"
         ];
-        # The agent activates systems as root: hardening that takes rights away would take its purpose away.
-        # What it does not need is listening sockets and other users' home folders.
+        # No sandbox: Nix writes to the store as root, and where systemd cannot start a unit for the activation, that
+        # is a child of this one.
         UMask = "0077";
         OOMScoreAdjust = -500;
       };

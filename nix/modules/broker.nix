@@ -93,7 +93,10 @@ in
     };
 
   config = lib.mkIf cfg.enable {
-    assertions = common.assertions unit cfg;
+    assertions = common.assertions unit cfg [
+      "listen"
+      "state"
+    ];
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ cfg.port ];
 

@@ -61,10 +61,27 @@ in
       };
     };
 
-  assertions = name: cfg: [
-    {
-      assertion = !(lib.hasPrefix builtins.storeDir (toString cfg.keyFile));
-      message = "services.${name}.keyFile lies in the Nix store, where everybody can read it";
-    }
-  ];
+  # What must hold of the options' values `cfg`. `more` names what the module sets itself in the configuration file,
+  # besides the identity.
+  assertions =
+    name: cfg: more:
+    let
+      own = [
+        "ca"
+        "certificate"
+        "key"
+      ]
+      ++ more;
+      without = builtins.filter (setting: builtins.elem setting own) (builtins.attrNames cfg.settings);
+    in
+    [
+      {
+        assertion = without == [ ];
+        message = "services.${name}.settings has ${builtins.concatStringsSep ", " without}, which the module sets itself: use its options";
+      }
+      {
+        assertion = !(lib.hasPrefix builtins.storeDir (toString cfg.keyFile));
+        message = "services.${name}.keyFile lies in the Nix store, where everybody can read it";
+      }
+    ];
 }

@@ -21,7 +21,7 @@ in
   };
 
   config = lib.mkIf cfg.enable {
-    assertions = common.assertions cfg;
+    assertions = common.assertions cfg [ "state" ];
 
     # So that `hoist-agent status` and its like find the agent without any flag.
     environment.systemPackages = [ cfg.package ];

@@ -26,7 +26,7 @@ in
   options.services.hoist-agent = common.options;
 
   config = lib.mkIf cfg.enable {
-    assertions = common.assertions cfg;
+    assertions = common.assertions cfg [ ];
 
     # So that `hoist-agent status` and its like find the agent without any flag.
     home.packages = [ cfg.package ];

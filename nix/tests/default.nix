@@ -107,6 +107,50 @@ let
       && !(unset ? keep_generations || unset ? required_signatures || unset ? epoch_keys)
       # Where somebody has set it so far.
       && (settings { settings.keep_generations = 7; }).keep_generations == 7;
+    theAgentRunsNixAsTheServicesOfNixOSDo =
+      let
+        unit =
+          (stub.evaluateConfig stub.pkgs {
+            nix = {
+              package = "/nix";
+              envVars.NIX_A = "1";
+            };
+            networking.proxy.envVars.https_proxy = "http://proxy";
+          } flake.nixosModules.agent "hoist-agent" enabledAgent).systemd.services.hoist-agent;
+      in
+      unit.environment == {
+        NIX_A = "1";
+        https_proxy = "http://proxy";
+      }
+      && builtins.elem "/openssh" unit.path;
+    aSettingThatTheModuleWouldReplaceIsRefused =
+      let
+        kept = settings: holds (agent (enabledAgent // { inherit settings; })).assertions;
+      in
+      kept { keepalive = "1m"; }
+      && !(kept { state = "/data/hoist"; })
+      && !(kept { trusted_keys = [ ]; })
+      && !(holds (stub.evaluate flake.homeModules.agent "hoist-agent" (enabledAgent // { settings.key = "/k"; })).assertions)
+      # There it is the user's choice.
+      && holds (stub.evaluate flake.homeModules.agent "hoist-agent" (enabledAgent // { settings.state = "/s"; })).assertions
+      && !(holds (broker (secrets // { enable = true; settings.listen = "[::]:1"; })).assertions);
+    theUnitInTheDocumentsIsTheOneOfTheModule =
+      let
+        documents = builtins.readFile ../../docs/machines.md;
+        says =
+          settings: name:
+          builtins.match ".*\n${name}=${toString settings.${name}}\n.*" documents != null;
+        inherit (agentUnit) serviceConfig unitConfig;
+      in
+      builtins.all (says serviceConfig) [
+        "Type"
+        "Restart"
+        "RestartSec"
+        "WatchdogSec"
+        "UMask"
+        "OOMScoreAdjust"
+      ]
+      && says unitConfig "StartLimitIntervalSec";
     theAgentIsWatched = agentUnit.serviceConfig.Type == "notify" && agentUnit.serviceConfig ? WatchdogSec;
     aSwitchRestartsTheAgentAtItsEndAndNeverRemovesIt =
       agentUnit.restartIfChanged && !agentUnit.stopIfChanged && !agentUnit.unitConfig.X-StopOnRemoval;

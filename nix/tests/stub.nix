@@ -98,7 +98,12 @@ rec {
         inherit lib pkgs;
         config = {
           services.${name} = defaults // values;
-          nix.package = "/nix";
+          nix = {
+            package = "/nix";
+            envVars = { };
+          };
+          networking.proxy.envVars = { };
+          programs.ssh.package = "/openssh";
           home.homeDirectory = "/home/ann";
           systemd.package = "/systemd";
         }

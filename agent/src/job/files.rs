@@ -41,7 +41,7 @@ pub(super) fn write_durably(path: &Utf8Path, bytes: &[u8]) -> Result<(), JobErro
 
 /// Writes over what is there from its start, never emptying it first: that would give away the room that was
 /// taken for it.
-fn write(path: &Utf8Path, bytes: &[u8]) -> io::Result<File> {
+pub(super) fn write(path: &Utf8Path, bytes: &[u8]) -> io::Result<File> {
     let mut file = open_private(path)?;
     file.write_all(bytes)?;
     file.set_len(bytes.len() as u64)?;

@@ -7,8 +7,15 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::{Job, JobError};
+use super::{Job, JobError, files};
 use crate::nix;
+
+/// Where systemd finds the activator's environment, in the job's folder. Whoever is on the machine may read command
+/// lines, and what systemd says of a unit: but `NIX_CONFIG`, for one, may hold an access token.
+pub(super) const ENVIRONMENT: &str = "environment";
+
+/// Disk taken in advance for it, in bytes: an activator has to be started on a full disk too.
+pub(super) const RESERVED: u64 = 16 * 1024;
 
 /// What programs of a user find the user's things by.
 pub(crate) const USER_VARIABLES: &[&str] = &[
@@ -95,13 +102,13 @@ fn in_unit(job: &Job, manager: &[&str]) -> io::Result<()> {
         // No right of a user's manager.
         command.arg("--property=OOMScoreAdjust=-900");
     }
-    for (name, value) in activator_environment() {
-        let mut setting = name;
-        setting.push("=");
-        setting.push(value);
-        command.arg("--setenv").arg(setting);
-    }
+    let environment = job.dir().join(ENVIRONMENT);
+    files::write(
+        &environment,
+        environment_file(activator_environment()).as_bytes(),
+    )?;
     command
+        .arg(format!("--property=EnvironmentFile={environment}"))
         .arg("--")
         .arg(program)
         .args(["activator", "--job", job.dir().as_str()]);
@@ -139,6 +146,27 @@ fn activator_environment() -> Vec<(OsString, OsString)> {
     environment
 }
 
+/// Variables as systemd reads them from a file (`EnvironmentFile=` in systemd.exec(5)), which takes UTF-8 only: what is
+/// none is left out.
+fn environment_file(variables: Vec<(OsString, OsString)>) -> String {
+    let mut settings = String::new();
+    for (name, value) in variables {
+        let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else {
+            continue;
+        };
+        settings.push_str(name);
+        settings.push_str("=\"");
+        for letter in value.chars() {
+            if matches!(letter, '"' | '\\' | '`' | '$') {
+                settings.push('\\');
+            }
+            settings.push(letter);
+        }
+        settings.push_str("\"\n");
+    }
+    settings
+}
+
 /// As a child that makes itself a session as its first act, so that no signal of a terminal or of the
 /// agent's process group reaches it.
 fn in_session(job: &Job) -> Result<(), io::Error> {
@@ -166,4 +194,24 @@ fn in_session(job: &Job) -> Result<(), io::Error> {
             Err(error) => tracing::error!(%error, "cannot wait for the activator"),
         })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_value_stays_what_it_is_whatever_is_in_it() {
+        let variables = vec![
+            ("NIX_CONFIG".into(), "a = b\nc = \"$HOME\" `d` \\".into()),
+            ("HOME".into(), "/root".into()),
+            ("NIX_ODD".into(), OsString::from_vec(vec![0xff])),
+        ];
+        assert_eq!(
+            environment_file(variables),
+            "NIX_CONFIG=\"a = b\nc = \\\"\\$HOME\\\" \\`d\\` \\\\\"\nHOME=\"/root\"\n"
+        );
+    }
 }

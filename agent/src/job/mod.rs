@@ -85,6 +85,7 @@ impl Jobs {
         files::reserve(&new.join(JOURNAL), journal::RESERVED)?;
         files::reserve(&files::staging(&new.join(RESULT)), result::RESERVED)?;
         files::reserve(&files::staging(&new.join(CONFIRMATION)), spec::RESERVED)?;
+        files::reserve(&new.join(launch::ENVIRONMENT), launch::RESERVED)?;
         // Last of all: file systems with a journal bring the directory to disk with it, and the next line is cheap.
         files::write_durably(&new.join(SPEC), &spec.to_json())?;
         files::sync_dir(&new)?;

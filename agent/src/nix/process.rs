@@ -30,6 +30,9 @@ const FOR_NIX: &[&str] = &[
     "XDG_STATE_HOME",
 ];
 
+/// And what the variables begin with that hold the credentials for caches on S3.
+const CREDENTIALS: &str = "AWS_";
+
 /// A program of Nix, with nothing to read and nowhere to write until it is told otherwise.
 pub(super) fn nix(program: &str) -> Command {
     let mut command = Command::new(program);
@@ -45,10 +48,12 @@ pub(super) fn nix(program: &str) -> Command {
     command
 }
 
-fn environment_for_nix() -> impl Iterator<Item = (&'static str, OsString)> {
-    FOR_NIX
-        .iter()
-        .filter_map(|name| Some((*name, std::env::var_os(name)?)))
+fn environment_for_nix() -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(is_for_nix))
+}
+
+fn is_for_nix(name: &str) -> bool {
+    FOR_NIX.contains(&name) || name.starts_with(CREDENTIALS)
 }
 
 /// A program with all that it started, killed when this is dropped before it has ended.
@@ -143,6 +148,16 @@ mod tests {
     use tokio::io::BufReader;
 
     use super::*;
+
+    #[test]
+    fn nix_gets_the_way_to_caches_and_nothing_else_of_the_environment() {
+        for name in ["https_proxy", "NO_PROXY", "AWS_ACCESS_KEY_ID"] {
+            assert!(is_for_nix(name), "{name}");
+        }
+        for name in ["LD_PRELOAD", "CREDENTIALS_DIRECTORY", "HOIST_KEY", "AWS"] {
+            assert!(!is_for_nix(name), "{name}");
+        }
+    }
 
     #[tokio::test]
     async fn a_line_without_end_takes_bounded_memory() {

@@ -11,6 +11,7 @@ mod effects;
 mod fetch;
 mod notify;
 mod own;
+mod refusals;
 mod start;
 mod uplink;
 mod watch;
@@ -35,6 +36,7 @@ use crate::ledger::LedgerFile;
 use crate::mqtt::jittered;
 use broker::{Broker, BrokerEvent, OutageVerdict};
 use own::Own;
+use refusals::Refusals;
 use uplink::Uplink;
 
 pub use alone::AloneError;
@@ -142,6 +144,7 @@ struct Shell {
     said: Changes,
     /// What it says about brokers that cannot be reached meanwhile.
     unreachable: Changes,
+    refusals: Refusals,
     started: Instant,
     refresh_at: Instant,
     beat_at: Instant,
@@ -177,6 +180,7 @@ impl Shell {
             inputs: VecDeque::new(),
             said: Changes::default(),
             unreachable: Changes::default(),
+            refusals: Refusals::default(),
             started,
             beat_at: started,
             pulse: Pulse::new(Reading::now(started.into_std())),
@@ -372,7 +376,7 @@ impl Shell {
     }
 
     /// What a message on the `deploy` topic is.
-    fn verify(&self, bytes: Vec<u8>) -> Option<Input> {
+    fn verify(&mut self, bytes: Vec<u8>) -> Option<Input> {
         if bytes.is_empty() {
             // A topic that was cleared: no instruction, and never one to remove anything.
             return None;
@@ -387,7 +391,10 @@ impl Shell {
             })),
             Err(error) => {
                 let digest = digest(&bytes);
-                tracing::warn!(%digest, %error, "refused a message on the deploy topic");
+                if let Some(untold) = self.refusals.tell(Instant::now()) {
+                    let untold = Some(untold).filter(|untold| *untold > 0);
+                    tracing::warn!(%digest, %error, untold, "refused a message on the deploy topic");
+                }
                 Input::Unverified { error, digest }
             }
         })

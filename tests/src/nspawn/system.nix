@@ -11,7 +11,10 @@ let
   inherit (common) quote run section value;
 
   agentConfig = common.agentConfig "agent.nix" {
-    nix.package = "/packages/nix-bin";
+    nix = {
+      package = "/packages/nix-bin";
+      envVars = { };
+    };
     systemd.package = "/packages/systemd";
   };
   # With what the configuration sets besides the module.

@@ -105,13 +105,37 @@ fn secrets_stay(machine: &Booted) -> Result<()> {
     Ok(())
 }
 
+/// What may stand in `NIX_CONFIG`: the access token of somebody's Git.
+const TOKEN: &str = "not-for-everybody";
+
+/// The activator gets what the agent's environment tells Nix, and nobody else learns it.
+fn environment_stays(machine: &Booted) -> Result<()> {
+    let activator = machine.units("hoist-activator-*")?;
+    let shown = machine
+        .run("systemctl", &["show", &activator[0]])?
+        .success()?;
+    assert!(!shown.contains(TOKEN), "{shown}");
+    let unit = machine
+        .run("systemctl", &["cat", &activator[0]])?
+        .success()?;
+    assert!(!unit.contains(TOKEN), "{unit}");
+    let pid = machine.property(&activator[0], "MainPID")?;
+    let environment = format!("/proc/{pid}/environ");
+    machine
+        .run("grep", &["--quiet", TOKEN, &environment])?
+        .expect_code(0)?;
+    Ok(())
+}
+
 /// systemd kills an agent that hangs, and starts another, which finishes what the first had begun.
 fn watchdog(world: &World, machine: &Booted) -> Result<()> {
     assert_ne!(machine.property(AGENT, "WatchdogUSec")?, "0");
-    // The module's limit is a matter of minutes.
+    // The module's limit is a matter of minutes. What the environment holds is for those alone who can read the file.
     let shorter = format!(
         "mkdir -p /run/systemd/system/{AGENT}.d && \
-         printf '[Service]\\nWatchdogSec=3\\n' > /run/systemd/system/{AGENT}.d/watchdog.conf && \
+         printf '[Service]\\nWatchdogSec=3\\nEnvironmentFile=/run/nix.env\\n' \
+           > /run/systemd/system/{AGENT}.d/watchdog.conf && \
+         (umask 077 && printf 'NIX_CONFIG=\"# {TOKEN}\"\\n' > /run/nix.env) && \
          systemctl daemon-reload && systemctl restart {AGENT}"
     );
     machine.run("sh", &["-euc", &shorter])?.success()?;
@@ -120,6 +144,7 @@ fn watchdog(world: &World, machine: &Booted) -> Result<()> {
     let gate = machine.gate("1", "test")?;
     let id = world.publish(&world.forge(machine, &v1)?)?;
     gate.wait_reached()?;
+    environment_stays(machine)?;
 
     let stop = ["kill", "--signal=STOP", "--kill-whom=main", AGENT];
     machine.run("systemctl", &stop)?.success()?;
