@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use hoist_certs::program::{now, report};
 use hoist_certs::{ServerSources, ServerTls, TlsError};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::certificates::CertificateTable;
 use crate::log_limit::LogLimit;
@@ -21,6 +21,10 @@ use crate::thread::Thread;
 
 /// How often the files are looked at.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How often files that could not be used are tried again as they are: what was in the way may have been the broker's
+/// own, such as a lack of file descriptors.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// How often what is not urgent is counted anew.
 const COUNT: Duration = Duration::from_secs(60);
@@ -89,7 +93,7 @@ impl Reloader {
     fn run(self, asked: &Receiver<()>) {
         let (mut taken, mut seen) = (self.seen.clone(), self.seen.clone());
         let (mut counted, mut reminded, mut told) = (None, Instant::now(), Instant::now());
-        let mut failed = false;
+        let mut failed: Option<Instant> = None;
         self.show();
         loop {
             let forced = match asked.recv_timeout(LOOK) {
@@ -102,9 +106,12 @@ impl Reloader {
                 // For a log rotation that has moved the old file away.
                 self.observer.reopen();
             }
-            if forced || (found != taken && found == seen) {
+            let changed = found != taken && found == seen;
+            let again = failed.is_some_and(|tried| tried.elapsed() >= RETRY);
+            if forced || changed || again {
                 taken.clone_from(&found);
-                failed = !self.reload();
+                let read = self.reload(forced || changed);
+                failed = (!read).then(Instant::now);
             }
             seen = found;
             self.table.expire(now());
@@ -124,7 +131,7 @@ impl Reloader {
             if clock.duration_since(reminded) >= REMIND {
                 reminded = clock;
                 self.complain();
-                if failed {
+                if failed.is_some() {
                     error!(
                         "the files of TLS still cannot be used: see above, or send SIGHUP to hear it again"
                     );
@@ -137,8 +144,8 @@ impl Reloader {
         }
     }
 
-    /// Reads everything again. False when it cannot be used.
-    fn reload(&self) -> bool {
+    /// Reads everything again. False when it cannot be used, which is said once and not at every try.
+    fn reload(&self, first: bool) -> bool {
         let used = self.current.tls();
         match self.sources.load(Some(used.acceptor().trust())) {
             Ok(tls) => {
@@ -151,10 +158,14 @@ impl Reloader {
             }
             Err(error) => {
                 let error = describe(error);
-                error!(
-                    "the files of TLS have changed and cannot be used, so those read before stay in use: {error}"
-                );
-                self.observer.metrics().reload_failures.inc();
+                if first {
+                    error!(
+                        "the files of TLS have changed and cannot be used, so those read before stay in use: {error}"
+                    );
+                    self.observer.metrics().reload_failures.inc();
+                } else {
+                    debug!("the files of TLS still cannot be used: {error}");
+                }
                 false
             }
         }

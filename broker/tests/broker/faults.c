@@ -1,13 +1,14 @@
 /* A layer between a program and its system that fails as told; it is preloaded (ld.so(8), LD_PRELOAD).
  *
  * HOIST_FAULTS names a folder. A file in it with the name of a call makes that call fail on the store's files, for as
- * long as it is there; it holds the error's number. `write-zeros` are the writes of zeros alone. A file `clock` holds the name of a thread that can no longer read
+ * long as it is there; it holds the error's number. `write-zeros` are the writes of zeros alone, `open` is of the denylist. A fault that has struck adds a byte to the file `CALL.struck`. A file `clock` holds the name of a thread that can no longer read
  * the time, which no program expects: a thread of Rust panics.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +41,15 @@ static int error_of(const char *call) {
     return atoi(text);
 }
 
+static void struck(const char *call) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s.struck", getenv("HOIST_FAULTS"), call);
+    int file = syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (file < 0) return;
+    syscall(SYS_write, file, "x", 1);
+    syscall(SYS_close, file);
+}
+
 static int is_of_store(int file) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
@@ -63,7 +73,10 @@ static int is_zero(const char *bytes, size_t len) {
 ssize_t write(int file, const void *bytes, size_t len) {
     if (is_of_store(file)) {
         int error = error_of("write");
-        if (error == 0 && is_zero(bytes, len)) error = error_of("write-zeros");
+        if (error == 0 && is_zero(bytes, len)) {
+            error = error_of("write-zeros");
+            if (error != 0) struck("write-zeros");
+        }
         if (error != 0) {
             /* Half of it is there. */
             syscall(SYS_write, file, bytes, len / 2);
@@ -111,6 +124,21 @@ int rename(const char *from, const char *to) {
         return -1;
     }
     return (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+
+int open64(const char *path, int flags, ...) {
+    va_list more;
+    va_start(more, flags);
+    mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0;
+    va_end(more);
+    size_t len = strlen(path);
+    int error = len >= 4 && strcmp(path + len - 4, "deny") == 0 ? error_of("open") : 0;
+    if (error != 0) {
+        struck("open");
+        errno = error;
+        return -1;
+    }
+    return (int)syscall(SYS_openat, AT_FDCWD, path, flags | O_LARGEFILE, mode);
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now) {

@@ -15,6 +15,7 @@ use crate::support::{Client, PATIENCE, topic};
 /// From errno(3).
 const ENOSPC: &str = "28";
 const EIO: &str = "5";
+const EMFILE: &str = "24";
 
 /// The layer, and what it makes fail.
 struct Faults {
@@ -56,6 +57,12 @@ impl Faults {
         let half = self.dir.path().join("half");
         std::fs::write(&half, how).unwrap();
         std::fs::rename(half, self.dir.path().join(call)).unwrap();
+    }
+
+    /// How often a fault has struck.
+    fn struck(&self, call: &str) -> usize {
+        let file = self.dir.path().join(format!("{call}.struck"));
+        std::fs::read(file).map_or(0, |bytes| bytes.len())
     }
 
     fn end(&self, call: &str) {
@@ -132,6 +139,8 @@ async fn a_disk_without_space_for_later_batches_takes_the_one_that_fits() {
     for n in 0..20 {
         assert!(agent.retain(&status, &format!("{n}{large}")).await, "{n}");
     }
+    // It is not looked for at every batch.
+    assert_eq!(faults.struck("write-zeros"), 1);
     running.child.kill().unwrap();
     running.child.wait().unwrap();
 
@@ -235,4 +244,25 @@ async fn a_thread_that_dies_ends_the_program_with_an_error() {
         let found = retained(&folder, &again, &status).await;
         assert!(["1", "2"].contains(&&*found), "{thread}: {found}");
     }
+}
+
+#[tokio::test]
+async fn a_denylist_that_could_not_be_opened_is_taken_when_it_can() {
+    let (folder, faults) = (Folder::new(), Faults::new());
+    let deny = folder.dir.path().join("deny");
+    std::fs::write(&deny, "").unwrap();
+    let running = faults.start(&folder, "--denylist deny");
+    let mut agent = folder.world.agent(&running.broker, "web-1").await;
+    faults.begin("open", EMFILE);
+    std::fs::write(&deny, "web-1\n").unwrap();
+    let failing = async {
+        while faults.struck("open") == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, failing).await.unwrap();
+    assert!(agent.retain(&topic("web-1", "status"), "1").await);
+    // The file itself does not change again.
+    faults.end("open");
+    agent.expect_closed().await;
 }

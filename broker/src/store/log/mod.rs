@@ -43,6 +43,10 @@ const FRAME_LEN: usize = 256 * 1024;
 const LEAST_ROOM: u64 = 64 * 1024;
 const MOST_ROOM: u64 = 4 * 1024 * 1024;
 
+/// How far a file grows without room, once there was none for it, before it is tried again, in bytes: where the disk is
+/// nearly full not every batch shall write megabytes in vain.
+const ROOMLESS: u64 = 1024 * 1024;
+
 /// What a probe for room on the disk writes, in bytes: more than the largest message.
 const PROBE_LEN: usize = 64 * 1024;
 
@@ -120,6 +124,8 @@ pub(super) struct Log {
     len: u64,
     /// Where the file ends: zeros from `len` on.
     end: u64,
+    /// Up to which end of the file no room is made, since there was none.
+    roomless: u64,
     /// The number of the next frame.
     next: u64,
     /// How long the file was when it was last written anew.
@@ -145,6 +151,7 @@ impl Log {
             salt: contents.salt,
             len: contents.len,
             end: contents.len + contents.room,
+            roomless: 0,
             next: contents.frames,
             fresh_len: contents.len.saturating_sub(contents.stale),
             suspect: false,
@@ -164,6 +171,7 @@ impl Log {
             salt: written.salt,
             len: written.len,
             end: written.len,
+            roomless: 0,
             next: written.frames,
             fresh_len: written.len,
             suspect: false,
@@ -195,6 +203,7 @@ impl Log {
         self.salt = written.salt;
         self.len = written.len;
         self.end = written.len;
+        self.roomless = 0;
         self.next = written.frames;
         self.fresh_len = written.len;
         self.suspect = false;
@@ -252,12 +261,16 @@ impl Log {
     /// Puts zeros behind the frame that was just written, room for later ones; its sync is theirs as well. Where there is
     /// no space for them the frame is as good without: a later batch then waits for the file system's journal.
     fn make_room(&mut self) {
+        if self.end < self.roomless {
+            return;
+        }
         let room = (self.end / 8).clamp(LEAST_ROOM, MOST_ROOM);
         let zeros = vec![0; usize::try_from(room).unwrap_or(0)];
         match write_at(&self.file, self.end, &zeros) {
             Ok(()) => self.end += room,
             Err(error) => {
                 debug!(%error, "no room is made for later batches");
+                self.roomless = self.end + ROOMLESS;
                 // Others may need what space some of them have taken; where they stay they are in nobody's way.
                 if let Err(error) = self.file.set_len(self.end) {
                     debug!(%error, "zeros stay behind the last batch");
