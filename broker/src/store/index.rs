@@ -232,6 +232,7 @@ fn slot(channel: Channel) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use crate::guard::Channels;
+    use crate::message::Extras;
 
     use super::*;
 
@@ -337,6 +338,24 @@ mod tests {
         };
         let changes = index.changes(&fleet, &one, Commit::default());
         assert_eq!(texts(&changes.messages), ["m-9/status=again"]);
+    }
+
+    #[test]
+    fn properties_take_room_as_payloads_do() {
+        let mut index = Index::default();
+        let fleet = FleetName::new("prod").unwrap();
+        retain(&mut index, "a", Channel::Status, "x");
+        let without = index.usage(&fleet).bytes;
+        index.apply(Publication {
+            extras: Some(Arc::new(Extras {
+                properties: Box::from([0; 100]),
+                expires_at_ms: None,
+            })),
+            ..publication("a", Channel::Status, "x")
+        });
+        assert_eq!(index.usage(&fleet).bytes, without + 100);
+        retain(&mut index, "a", Channel::Status, "");
+        assert_eq!(index.usage(&fleet), Usage::default());
     }
 
     #[test]

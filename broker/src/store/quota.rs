@@ -6,14 +6,14 @@ use hoist_protocol::FleetName;
 
 use super::Publication;
 use super::index::Index;
-use crate::message::Message;
+use crate::message::{Extras, Message};
 use crate::settings::Quota;
 
 /// What a fleet retains.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Usage {
     pub(crate) messages: usize,
-    /// Topics and payloads.
+    /// Topics, payloads and properties.
     pub(crate) bytes: u64,
 }
 
@@ -32,7 +32,12 @@ impl Usage {
 }
 
 fn size(message: &Message) -> u64 {
-    len(message.topic.to_string().len() + message.payload.len())
+    let extras = message.extras.as_deref();
+    len(message.topic.to_string().len() + message.payload.len() + properties_len(extras))
+}
+
+fn properties_len(extras: Option<&Extras>) -> usize {
+    extras.map_or(0, |extras| extras.properties.len())
 }
 
 fn len(bytes: usize) -> u64 {
@@ -67,7 +72,9 @@ impl<'a> Quotas<'a> {
         let (new, new_len) = if publication.payload.is_empty() {
             (0, 0)
         } else {
-            (1, len(topic.len() + publication.payload.len()))
+            let extras = publication.extras.as_deref();
+            let payload = publication.payload.len() + properties_len(extras);
+            (1, len(topic.len() + payload))
         };
         let after = Usage {
             messages: (usage.messages + new).saturating_sub(old),
