@@ -278,7 +278,12 @@ impl Server {
         hub.stop(&Ended::Stopping);
         // It holds the store open.
         maintained.shutdown().await;
-        if timeout(stop_timeout, last.recv()).await.is_err() {
+        let ended = timeout(stop_timeout, last.recv()).await;
+        // The audit log's thread goes on: whoever asks for its file to be opened anew still may.
+        tokio::task::spawn_blocking(move || observer.flush())
+            .await
+            .ok();
+        if ended.is_err() {
             warn!(?stop_timeout, "some connections did not end in time");
             // They hold the store open; what they were acknowledged is durable all the same.
             return Ok(());

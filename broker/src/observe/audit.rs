@@ -88,8 +88,15 @@ pub struct AuditSettings {
 /// The open log.
 pub(super) struct Audit {
     sink: Arc<Sink>,
-    queue: SyncSender<Refusal>,
+    queue: SyncSender<Told>,
     on_failure: AuditFailure,
+}
+
+/// What the log's thread is told.
+enum Told {
+    Refusal(Refusal),
+    /// All that was told before is to be written; who waits for it hears when it is.
+    Flush(SyncSender<()>),
 }
 
 /// What deployments and the thread of refusals write to.
@@ -135,9 +142,17 @@ impl Audit {
     }
 
     pub(super) fn refused(&self, refusal: Refusal) {
-        if self.queue.try_send(refusal).is_err() {
+        if self.queue.try_send(Told::Refusal(refusal)).is_err() {
             self.sink.suppress();
         }
+    }
+
+    /// Waits until the refusals so far are written, but not for long. False when they are not.
+    pub(super) fn flush(&self, patience: Duration) -> bool {
+        let (done, flushed) = sync_channel(1);
+        // A thread that has ended has written all.
+        let asked = self.queue.send(Told::Flush(done));
+        asked.is_err() || flushed.recv_timeout(patience).is_ok()
     }
 
     pub(super) fn deploys(&self, deploys: &[Deploy]) -> Result<(), AuditError> {
@@ -252,30 +267,38 @@ impl Sink {
     }
 
     /// Writes refusals until the broker has ended.
-    fn run(&self, refusals: &Receiver<Refusal>) {
+    fn run(&self, queue: &Receiver<Told>) {
         let mut rates = Rates::default();
         let mut told = Instant::now();
         loop {
-            let next = refusals.recv_timeout(SUMMARY);
-            let mut lines = Vec::new();
+            let next = queue.recv_timeout(SUMMARY);
+            let (mut lines, mut one, mut number) = (Vec::new(), 0, 0);
             let now = Instant::now();
             match &next {
-                Ok(refusal) if rates.allow(refusal.origin.address.ip(), now) => {
+                Ok(Told::Refusal(refusal)) if rates.allow(refusal.origin.address.ip(), now) => {
                     Line::of_refusal(refusal).write(&mut lines);
+                    one = 1;
                 }
-                Ok(_) => self.suppress(),
-                Err(_) => {}
+                Ok(Told::Refusal(_)) => self.suppress(),
+                Ok(Told::Flush(_)) | Err(_) => {}
             }
             let ended = matches!(next, Err(RecvTimeoutError::Disconnected));
-            if ended || now.duration_since(told) >= SUMMARY {
+            let flush = ended || matches!(next, Ok(Told::Flush(_)));
+            if flush || now.duration_since(told) >= SUMMARY {
                 told = now;
-                let count = self.suppressed.swap(0, Ordering::Relaxed);
-                if count > 0 {
-                    Line::of_suppressed(count, Timestamp::now()).write(&mut lines);
+                number = self.suppressed.swap(0, Ordering::Relaxed);
+                if number > 0 {
+                    Line::of_suppressed(number, Timestamp::now()).write(&mut lines);
                 }
             }
             if !lines.is_empty() && self.append(&lines, false).is_err() {
-                // It is said and counted; the next line finds out whether it works again.
+                // Said already. What is not in the file is in the number that will be there once it can be written.
+                self.suppressed.fetch_add(one + number, Ordering::Relaxed);
+                self.suppressed_total.inc_by(one);
+            }
+            if let Ok(Told::Flush(done)) = next {
+                // Who no longer waits has no need to know.
+                done.send(()).ok();
             }
             if ended {
                 return;
@@ -376,6 +399,38 @@ mod tests {
         );
         assert_eq!(told as u64 + suppressed, 3000);
         assert_eq!(of("10.0.0.2:1"), 1);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_a_number_once_it_can() {
+        let dir = TempDir::new().unwrap();
+        let path = Utf8PathBuf::from_path_buf(dir.path().join("audit")).unwrap();
+        let settings = AuditSettings {
+            path: path.clone(),
+            on_failure: AuditFailure::Refuse,
+        };
+        let (audit, _thread) = Audit::open(settings, &Metrics::new()).unwrap();
+        let refuse = |port| {
+            let origin = Origin::unknown(SocketAddr::from(([10, 0, 0, 1], port)));
+            audit.refused(Refusal::new(&origin, Reason::Tls, "", "no"));
+            assert!(audit.flush(Duration::from_secs(60)));
+        };
+        // Its folder is gone, and then comes back.
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        audit.reopen();
+        (1..=3).for_each(refuse);
+        std::fs::remove_file(&path).unwrap();
+        audit.reopen();
+        refuse(4);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert_eq!(lines[0]["address"], "10.0.0.1:4");
+        assert_eq!(lines[1]["count"], 3);
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod reason;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use audit::{AuditError, AuditFailure, AuditSettings};
 pub(crate) use event::{Decision, Deploy, Origin};
@@ -27,8 +28,12 @@ use event::Refusal;
 use fleets::FleetRefusals;
 use health::Health;
 use hoist_protocol::FleetName;
+use tracing::warn;
 
 use crate::thread::Thread;
+
+/// How long the audit log may take to write the last refusals.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// The handle that everything observable goes through; cheap to clone.
 #[derive(Clone)]
@@ -118,6 +123,15 @@ impl Observer {
         }
         if let Some(audit) = &self.0.audit {
             audit.refused(Refusal::new(origin, reason, what, why));
+        }
+    }
+
+    /// Waits until the audit log has the refusals so far. Blocks, but not for long.
+    pub(crate) fn flush(&self) {
+        if let Some(audit) = &self.0.audit
+            && !audit.flush(FLUSH)
+        {
+            warn!("the audit log does not have all refusals of the end");
         }
     }
 
