@@ -1,6 +1,7 @@
 //! One connection: bytes between a socket and its session.
 
 mod effects;
+mod will;
 
 use std::future::poll_fn;
 use std::io;
@@ -16,17 +17,18 @@ use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use crate::detached::{Detached, KeptSession, KeptSessions, SessionState};
-use crate::edge::Authenticated;
+use crate::edge::{Authenticated, Registered};
 use crate::guard::{Meter, Peer};
 use crate::hub::{Client, Hub, Number};
 use crate::inbox::{Control, Event, Inbox};
 use crate::log_limit::LogLimit;
-use crate::message::{Message, now_ms};
+use crate::message::Message;
 use crate::observe::{Held, Observer, Origin, Reason};
 use crate::router::{Relay, Router, Watch};
-use crate::session::{Admitted, Ended, Remains, Session, Will};
+use crate::session::{Ended, Remains, Session};
 use crate::settings::Timeouts;
-use crate::store::{Outcome, Store};
+use crate::store::Store;
+pub(crate) use will::LeftWill;
 
 /// How much is read from a connection at once, in bytes. The buffer lives on the stack: an idle connection has
 /// none.
@@ -70,6 +72,8 @@ pub(crate) struct Connection<S> {
     origin: Option<Arc<Origin>>,
     /// Of a session that is to outlive the connection.
     place: Option<KeptSession>,
+    /// The certificate's place among those that are looked after.
+    registered: Registered,
     /// Plain bytes that the session did not take yet.
     unread: Vec<u8>,
     /// Bytes are in the stream's own buffer.
@@ -83,6 +87,8 @@ pub(crate) struct Connection<S> {
     meter: Arc<Meter>,
     /// Until when nothing is read, because too much came.
     throttled: Option<Instant>,
+    /// Nothing was read when this was last asked, for the session took nothing.
+    deaf: bool,
     alarm: Pin<Box<Sleep>>,
 }
 
@@ -116,6 +122,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             counted: None,
             origin: None,
             place: None,
+            registered: authenticated.registered,
             unread: Vec::new(),
             unflushed: false,
             heard: now,
@@ -123,6 +130,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             partial: None,
             meter: authenticated.meter,
             throttled: None,
+            deaf: false,
             alarm,
         })
     }
@@ -173,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Poll::Ready(result) = self.poll_write(context) {
             return Poll::Ready(moved(result));
         }
-        if self.session.wants_input()
+        if self.is_listening()
             && !self.is_throttled()
             && let Poll::Ready(result) = self.poll_read(context)
         {
@@ -241,6 +249,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Poll::Pending
     }
 
+    /// Whether the session takes what comes. What came meanwhile is not late when it does again.
+    fn is_listening(&mut self) -> bool {
+        let listening = self.takes_input();
+        if listening && self.deaf && self.session.is_open() {
+            let now = Instant::now();
+            self.heard = now;
+            self.partial = self.partial.map(|(number, _)| (number, now));
+        }
+        self.deaf = !listening;
+        listening
+    }
+
+    /// Who does not take the answers to what it has asked can ask nothing more.
+    fn takes_input(&self) -> bool {
+        self.session.wants_input() && !self.session.is_congested()
+    }
+
     /// Whether more came than was earned. A client that has to wait is not taken for a silent one meanwhile.
     fn is_throttled(&mut self) -> bool {
         let before = self.throttled;
@@ -283,7 +308,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let result = self.read(context, &mut taken);
         if taken > 0 {
             // Also of what came just before the end.
-            self.meter.received(taken, Instant::now());
             self.shared
                 .observer
                 .metrics()
@@ -298,7 +322,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Hands what has come to the session, as long as there is more and it wants it. Adds to `taken` what was read.
     fn read(&mut self, context: &mut Context<'_>, taken: &mut usize) -> io::Result<()> {
-        while *taken < TAKEN_LEN && self.session.wants_input() {
+        while *taken < TAKEN_LEN && self.takes_input() {
             let mut bytes = [0; READ_LEN];
             let mut buffer = ReadBuf::new(&mut bytes);
             let Poll::Ready(result) = Pin::new(&mut self.stream).poll_read(context, &mut buffer)
@@ -341,9 +365,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // What was not read is not missing.
         let from = |since: Instant| self.throttled.map_or(since, |until| until.max(since));
         let silence = if self.session.is_open() {
-            match self.session.keep_alive() {
+            match self.session.keep_alive().filter(|_| !self.deaf) {
                 Some(keep_alive) => (from(self.heard) + keep_alive, Ended::KeepAlive(keep_alive)),
-                // No keep-alive was asked for: TCP's own finds a dead peer.
+                // No keep-alive was asked for: TCP's own finds a dead peer. Or nothing is read now.
                 None => (self.heard + FAR, Ended::KeepAlive(FAR)),
             }
         } else {
@@ -354,8 +378,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             let limit = timeouts.stalled;
             (since + limit, Ended::Stalled(limit))
         });
-        // While the session takes nothing, for the store's sake, nothing can be late.
-        let partial = self.partial.filter(|_| self.session.wants_input());
+        // While the session takes nothing nothing can be late.
+        let partial = self.partial.filter(|_| !self.deaf);
         let partial = partial.map(|(_, since)| {
             let limit = timeouts.packet;
             (from(since) + limit, Ended::SlowPacket(limit))
@@ -379,25 +403,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             number,
             client,
             place,
+            registered,
             watch,
             address,
+            origin,
             ..
         } = *self;
         shared.observer.metrics().dropped.inc_by(session.dropped());
         note_end(&shared, &session, client.as_ref(), address);
         session.say_goodbye();
+        let silenced = session.ended().is_some_and(Ended::silences);
+        let peer = Arc::clone(session.peer());
         let output = std::mem::take(session.output());
         let Remains {
             will,
             kept,
             outlives,
         } = session.into_remains();
-        let (due, later) = match will {
-            Some(will) if outlives && !will.delay.is_zero() => (None, Some(will)),
-            will => (will, None),
+        let left = will.map(|will| {
+            let origin = origin.unwrap_or_else(|| origin_of(address, peer, client.as_ref()));
+            LeftWill::new(will, origin)
+        });
+        let (due, later) = match left {
+            Some(left) if silenced => (left.of_a_stranger(), None),
+            Some(left) if outlives && !left.delay().is_zero() => (None, Some(left)),
+            left => (left, None),
         };
         if let Some(will) = due {
-            shared.leave_will(*will).await;
+            shared.leave_will(will).await;
         }
         match (client, place) {
             (Some(client), Some(place)) if outlives => {
@@ -406,6 +439,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     inbox,
                     watch,
                     place,
+                    _registered: registered,
                     will: later,
                 };
                 // Who takes the client id over does not wait for the goodbye.
@@ -430,6 +464,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 }
 
+/// Who a client is, for the audit log.
+fn origin_of(address: SocketAddr, peer: Arc<Peer>, client: Option<&Client>) -> Arc<Origin> {
+    let origin = Origin::of(address, peer);
+    Arc::new(match client {
+        Some((_, client_id)) => origin.client_id(client_id),
+        None => origin,
+    })
+}
+
 fn count(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
@@ -438,22 +481,6 @@ fn count(bytes: usize) -> u64 {
 const FAR: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Shared {
-    /// Publishes a will that is due.
-    pub(crate) async fn leave_will(&self, will: Will) {
-        let publication = match will.publication(now_ms()) {
-            Admitted::Store(publication) => publication,
-            Admitted::Relay(message) => return self.relay(message),
-        };
-        let topic = publication.topic.clone();
-        match self.store.publish_and_wait(publication).await {
-            Ok(Outcome::Refused(refusal)) => warn!(%topic, %refusal, "a will is refused"),
-            Ok(Outcome::Unavailable(why)) => warn!(%topic, %why, "a will is lost"),
-            Ok(Outcome::Retained | Outcome::Repeat) => {}
-            // The process ends with the store's own error.
-            Err(error) => debug!(%topic, %error, "a will is lost"),
-        }
-    }
-
     /// Passes on what is not retained.
     fn relay(&self, message: Message) {
         let message = Arc::new(message);
@@ -501,7 +528,7 @@ fn note_refusal(
     let origin = Origin::of(address, Arc::clone(peer)).client_id(client_id);
     shared
         .observer
-        .refused(&origin, reason, "", &refusal.to_string());
+        .refused(&origin, reason, &refusal.what(), &refusal.to_string());
     if shared.log_limit.allows(reason, std::time::Instant::now()) {
         warn!(%peer, client_id, %address, "refused: {refusal}");
     }

@@ -13,13 +13,14 @@ use std::task::{Context, Poll};
 use tokio::time::{Instant, Sleep, sleep_until};
 use tracing::{debug, warn};
 
-use crate::connection::Shared;
+use crate::connection::{LeftWill, Shared};
+use crate::edge::Registered;
 use crate::guard::{Agents, Channels, Pattern, Peer};
 use crate::hub::{Client, Number};
 use crate::inbox::{Control, Event, Inbox};
 use crate::observe::Held;
 use crate::router::Watch;
-use crate::session::{Ended, Kept, Will};
+use crate::session::{Ended, Kept};
 use crate::settings::Absence;
 
 const TOO_MUCH: &str = "its client has missed too much";
@@ -30,8 +31,10 @@ pub(crate) struct SessionState {
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) watch: Option<Watch>,
     pub(crate) place: KeptSession,
+    /// The session ends when the certificate that it was last used with no longer counts.
+    pub(crate) _registered: Registered,
     /// A will that is not due yet.
-    pub(crate) will: Option<Box<Will>>,
+    pub(crate) will: Option<LeftWill>,
 }
 
 /// A session without a connection.
@@ -62,7 +65,7 @@ impl Detached {
     ) -> Self {
         let now = Instant::now();
         let ends = now + left.kept.expiry();
-        let delay = left.will.as_ref().map(|will| will.delay);
+        let delay = left.will.as_ref().map(LeftWill::delay);
         // The end of the session is the latest time for its will (MQTT 5, section 3.1.3.2.2).
         let will_due = delay.map_or(ends, |delay| ends.min(now + delay));
         let away = &shared.observer.metrics().away;
@@ -84,12 +87,17 @@ impl Detached {
         let why = loop {
             match poll_fn(|context| self.poll(context)).await {
                 Woken::Told(Ended::TakenOver(_)) => return self.hand_over().await,
+                Woken::Told(reason) if reason.silences() => {
+                    let will = self.left.will.take();
+                    self.left.will = will.and_then(LeftWill::of_a_stranger);
+                    break "its certificate no longer counts";
+                }
                 Woken::Told(_) => break "the broker stops",
                 Woken::Events(events) => self.take(events),
                 Woken::Due if Instant::now() >= self.ends => break "its client stayed away",
                 Woken::Due => {
                     if let Some(will) = self.left.will.take() {
-                        self.shared.leave_will(*will).await;
+                        self.shared.leave_will(will).await;
                     }
                     self.alarm.as_mut().reset(self.ends);
                 }
@@ -153,7 +161,7 @@ impl SessionState {
             shared.hub.unlisten(&self.inbox, &machine);
         }
         if let Some(will) = self.will {
-            shared.leave_will(*will).await;
+            shared.leave_will(will).await;
         }
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use hoist_protocol::{Channel, Machine};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
-use super::{Connection, note_refusal};
+use super::{Connection, note_refusal, origin_of};
 use crate::detached::KeptSessions;
 use crate::guard::{Agents, Channels, Pattern};
 use crate::hub::TakeoverLoop;
@@ -35,9 +35,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Some(Work::Subscribe(packet_id, requests));
             }
             Effect::Refused(refusal) => {
-                let client_id = self.client.as_ref().map_or("", |(_, id)| id.as_str());
-                let (peer, address) = (self.session.peer(), self.address);
-                note_refusal(&self.shared, peer, client_id, address, &refusal);
+                self.meter.asked(1, Instant::now());
+                self.refused(&refusal);
             }
             Effect::Unwatch(agent) => {
                 let machine = Machine::new(self.session.peer().fleet.clone(), agent);
@@ -56,6 +55,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         None
+    }
+
+    fn refused(&self, refusal: &Ended) {
+        let client_id = self.client.as_ref().map_or("", |(_, id)| id.as_str());
+        let (peer, address) = (self.session.peer(), self.address);
+        note_refusal(&self.shared, peer, client_id, address, refusal);
     }
 
     /// Publishes. Only a store with a full queue has to be waited for.
@@ -108,11 +113,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn origin(&mut self) -> Arc<Origin> {
         let origin = self.origin.get_or_insert_with(|| {
-            let origin = Origin::of(self.address, Arc::clone(self.session.peer()));
-            Arc::new(match &self.client {
-                Some((_, client_id)) => origin.client_id(client_id),
-                None => origin,
-            })
+            let peer = Arc::clone(self.session.peer());
+            origin_of(self.address, peer, self.client.as_ref())
         });
         Arc::clone(origin)
     }
@@ -166,17 +168,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         Ok(())
     }
 
-    async fn subscribe(&mut self, packet_id: u16, requests: Vec<Request>) {
+    async fn subscribe(&mut self, packet_id: u16, mut requests: Vec<Request>) {
         // What is here already comes before the snapshots, which know only the newest of it.
         for event in self.inbox.take() {
             self.session.on(event);
         }
         let fleet = self.session.peer().fleet.clone();
         let mut snapshots: Vec<Snapshot> = Vec::new();
-        for granted in requests
-            .iter()
-            .filter_map(|request| request.granted.as_ref().ok())
-        {
+        for request in &mut requests {
+            let Ok(granted) = &request.granted else {
+                continue;
+            };
             let pattern = &granted.pattern;
             // First listen, then read: what is committed between is told twice and recognised by its commit.
             match &pattern.agents {
@@ -190,9 +192,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         pattern.channels.hold(*channel)
                             && self.session.allows(&machine.topic(*channel))
                     });
-                    if let Err(error) = self.watch(channels.collect()).await {
-                        warn!(peer = %self.session.peer(), ?error, "cannot watch the fleet");
-                        return self.session.end(Ended::BrokerFailed);
+                    match self.watch(channels.collect()).await {
+                        Ok(()) => {}
+                        Err(WatchError::TooMany) => {
+                            self.refused(&request.refuse_watch());
+                            continue;
+                        }
+                        Err(WatchError::Down) => return self.session.end(Ended::BrokerFailed),
                     }
                 }
             }
@@ -201,7 +207,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 .shared
                 .store
                 .snapshot(&fleet, pattern, |t| session.allows(t));
+            self.meter.asked(cost(&snapshot), Instant::now());
             snapshots.push(snapshot);
+            // A packet may ask for the whole fleet many times: others have their turn between.
+            tokio::task::consume_budget().await;
         }
         self.session.subscribed(packet_id, requests, snapshots);
     }
@@ -225,4 +234,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         Ok(())
     }
+}
+
+/// How many retained messages cost as much as a publish when a subscription brings them.
+const BROUGHT_PER_PUBLISH: usize = 64;
+
+/// What a subscription costs, in publishes.
+fn cost(snapshot: &Snapshot) -> u32 {
+    let brought = snapshot.messages.len() / BROUGHT_PER_PUBLISH;
+    u32::try_from(brought + 1).unwrap_or(u32::MAX)
 }

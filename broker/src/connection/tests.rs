@@ -3,8 +3,8 @@ use std::sync::Mutex;
 use bytes::BytesMut;
 use camino::Utf8Path;
 use hoist_certs::Role;
-use hoist_protocol::{Presence, Topic};
-use rumqttc::{Connect, LastWill, Packet, Publish, QoS};
+use hoist_protocol::{FleetName, Presence, Topic};
+use rumqttc::{Connect, LastWill, Packet, Publish, QoS, Subscribe, SubscribeReasonCode};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, DuplexStream, duplex};
 use tokio::sync::mpsc;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use crate::deploys::Deploys;
 use crate::guard::tests::peer;
 use crate::guard::{FleetMeter, Pattern, Rules};
+use crate::message::now_ms;
 use crate::session::Policy;
 use crate::settings::{Limits, SessionLimits};
 
@@ -29,6 +30,10 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
+        Self::with(Timeouts::default()).await
+    }
+
+    async fn with(timeouts: Timeouts) -> Self {
         let dir = TempDir::new().unwrap();
         let path = Utf8Path::from_path(dir.path()).unwrap().to_owned();
         let gate = Arc::new(Mutex::new(()));
@@ -62,7 +67,7 @@ impl Bench {
             store,
             router: Arc::new(router),
             relay,
-            timeouts: Timeouts::default(),
+            timeouts,
             observer,
             log_limit: Arc::default(),
             kept_sessions: KeptSessions::new(&SessionLimits::default().absence),
@@ -78,26 +83,34 @@ impl Bench {
 
     /// Connects an agent, with `offline` as its will.
     async fn agent(&self, number: Number, name: &str) -> DuplexStream {
-        let (mut ours, theirs) = duplex(64 * 1024);
-        let authenticated = Authenticated {
-            peer: Arc::new(peer(Role::Agent, "prod", name)),
-            address: SocketAddr::from(([127, 0, 0, 1], 1)),
-            number,
-            control: Control::new(),
-            policy: Arc::clone(&self.policy),
-            meter: Arc::new(Meter::new(
-                Role::Agent,
-                &Limits::default(),
-                FleetMeter::new(None),
-            )),
-        };
-        let connection = Connection::new(theirs, authenticated, Arc::clone(&self.shared));
-        tokio::spawn(connection.serve());
+        self.agent_silent_for(number, name, 60).await
+    }
+
+    /// The same with a keep-alive in seconds.
+    async fn agent_silent_for(&self, number: Number, name: &str, keep_alive: u16) -> DuplexStream {
+        let mut ours = self.accept(number, Role::Agent, name);
         let mut connect = Connect::new(name);
-        connect.keep_alive = 60;
+        connect.keep_alive = keep_alive;
         let topic = format!("hoist/v1/prod/{name}/presence");
         connect.last_will = Some(LastWill::new(topic, "offline", QoS::AtLeastOnce, true));
         send(&mut ours, &Packet::Connect(connect)).await;
+        ours
+    }
+
+    /// A connection before its CONNECT.
+    fn accept(&self, number: Number, role: Role, name: &str) -> DuplexStream {
+        let (ours, theirs) = duplex(64 * 1024);
+        let authenticated = Authenticated {
+            peer: Arc::new(peer(role, "prod", name)),
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            number,
+            control: Control::new(),
+            registered: Registered::unlisted(self.shared.observer.clone()),
+            policy: Arc::clone(&self.policy),
+            meter: Arc::new(Meter::new(role, &Limits::default(), FleetMeter::new(None))),
+        };
+        let connection = Connection::new(theirs, authenticated, Arc::clone(&self.shared));
+        tokio::spawn(connection.serve());
         ours
     }
 
@@ -171,4 +184,83 @@ async fn a_new_session_hears_nothing_until_the_old_ones_will_is_applied() {
     holding.await.unwrap();
     assert!(matches!(receive(&mut new).await, Packet::ConnAck(_)));
     assert_eq!(bench.presence("web-1"), Some(Presence::Offline));
+}
+
+const PINGS: [u8; 4096] = {
+    let mut bytes = [0; 4096];
+    let mut at = 0;
+    while at < bytes.len() {
+        bytes[at] = 0xc0;
+        at += 2;
+    }
+    bytes
+};
+
+/// What is taken of a client that takes no answers at least: what waits to be written, and what is on its way
+/// there and back.
+const TAKEN_AT_LEAST: usize = 256 * 1024;
+
+#[tokio::test]
+async fn who_takes_its_answers_late_is_not_silent_meanwhile() {
+    let bench = Bench::with(Timeouts {
+        stalled: Duration::from_secs(600),
+        ..Timeouts::default()
+    })
+    .await;
+    let mut client = bench.agent_silent_for(1, "web-1", 4).await;
+    for _ in 0..TAKEN_AT_LEAST / PINGS.len() {
+        client.write_all(&PINGS).await.unwrap();
+    }
+    // Longer than a silence may last.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    let mut answers = vec![0; 4 + TAKEN_AT_LEAST];
+    client.read_exact(&mut answers).await.unwrap();
+    assert_eq!(answers[..4], [0x20, 2, 0, 0]);
+    assert!(answers[4..].chunks(2).all(|answer| answer == [0xd0, 0]));
+}
+
+#[tokio::test]
+async fn who_takes_no_answers_is_read_no_further_and_is_dropped() {
+    let bench = Bench::with(Timeouts {
+        stalled: Duration::from_secs(1),
+        ..Timeouts::default()
+    })
+    .await;
+    let mut client = bench.agent_silent_for(1, "web-1", 0).await;
+    let mut taken = 0;
+    while client.write_all(&PINGS).await.is_ok() {
+        taken += PINGS.len();
+        assert!(taken < 1024 * 1024, "it is listened to for ever");
+    }
+}
+
+#[tokio::test]
+async fn who_cannot_watch_for_others_do_is_refused_and_goes_on() {
+    let bench = Bench::new().await;
+    let mut monitor = bench.accept(1, Role::Monitor, "mon");
+    send(&mut monitor, &Packet::Connect(Connect::new("mon.1"))).await;
+    assert!(matches!(receive(&mut monitor).await, Packet::ConnAck(_)));
+    let (router, runtime) = (
+        Arc::clone(&bench.shared.router),
+        tokio::runtime::Handle::current(),
+    );
+    let all = tokio::task::spawn_blocking(move || {
+        let watch = || router.watch(Inbox::new(), FleetName::new("prod").unwrap(), &runtime);
+        std::iter::from_fn(|| watch().ok()).collect::<Vec<_>>()
+    });
+    let all = all.await.unwrap();
+    let subscribe = async |monitor: &mut DuplexStream, id| {
+        let mut subscribe = Subscribe::new("hoist/v1/prod/+/status", QoS::AtLeastOnce);
+        subscribe.pkid = id;
+        send(monitor, &Packet::Subscribe(subscribe)).await;
+        match receive(monitor).await {
+            Packet::SubAck(ack) => ack.return_codes,
+            other => panic!("{other:?}"),
+        }
+    };
+    let refused = subscribe(&mut monitor, 1).await;
+    assert_eq!(refused, [SubscribeReasonCode::Failure]);
+    drop(all);
+    // They end one after the other.
+    while subscribe(&mut monitor, 2).await == refused {}
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::Registered;
 use crate::guard::{Meter, Peer};
 use crate::hub::Number;
 use crate::inbox::Control;
@@ -15,6 +16,8 @@ pub(crate) struct Authenticated {
     pub(crate) number: Number,
     /// Told to end when the certificate no longer counts.
     pub(crate) control: Arc<Control>,
+    /// Its place among the certificates that are looked after.
+    pub(crate) registered: Registered,
     /// Of its fleet.
     pub(crate) policy: Arc<Policy>,
     /// Of its identity and its fleet.

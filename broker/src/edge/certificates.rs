@@ -1,4 +1,5 @@
-//! The certificates of those who are connected: when one ends or is taken back, its connection ends.
+//! The certificates of those who are connected, and of those whose sessions are kept: when one ends or is taken
+//! back, so do its connections and sessions.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -17,7 +18,7 @@ use crate::session::Ended;
 /// Most certificates of which it is remembered that their near end was told.
 const TOLD_LEN: usize = 100_000;
 
-/// The certificates of all connections.
+/// The certificates of all connections and kept sessions.
 pub(super) struct CertificateTable {
     live: Mutex<Live>,
     observer: Observer,
@@ -37,8 +38,8 @@ struct Entry {
     control: Arc<Control>,
 }
 
-/// A connection in the table; it leaves when this is dropped.
-pub(super) struct Registered {
+/// A connection in the table, and then the session that it has left; it leaves when this is dropped.
+pub(crate) struct Registered {
     number: Number,
     table: Arc<CertificateTable>,
 }
@@ -72,8 +73,6 @@ impl CertificateTable {
                 );
             }
         }
-        let role = admitted.identity().role();
-        table.observer.metrics().connections.of(role).inc();
         live.ends.insert((ends, number));
         live.all.insert(number, Entry { admitted, control });
         drop(live);
@@ -111,7 +110,7 @@ impl CertificateTable {
         ended
     }
 
-    /// Counts the connected clients whose certificates end soon.
+    /// Counts the clients that are connected, or may come back to their sessions, whose certificates end soon.
     pub(super) fn count_ending(&self, now: Timestamp) {
         let live = self.lock();
         for role in Role::ALL {
@@ -146,8 +145,17 @@ impl Drop for Registered {
         let mut live = self.table.lock();
         if let Some(entry) = live.all.remove(&self.number) {
             live.ends.remove(&(entry.admitted.ends(), self.number));
-            let role = entry.admitted.identity().role();
-            self.table.observer.metrics().connections.of(role).dec();
+        }
+    }
+}
+
+#[cfg(test)]
+impl Registered {
+    /// Of nobody: nothing is looked after.
+    pub(crate) fn unlisted(observer: Observer) -> Self {
+        Self {
+            number: 0,
+            table: CertificateTable::new(observer),
         }
     }
 }

@@ -40,7 +40,8 @@ use crate::thread::Thread;
 use crate::websocket::{self, Origins, UpgradeError, WebSocket};
 
 pub(crate) use authenticated::Authenticated;
-use certificates::{CertificateTable, Registered};
+use certificates::CertificateTable;
+pub(crate) use certificates::Registered;
 use counts::{ConnectRates, Counted, Counts, Origin};
 pub(crate) use members::Members;
 use members::{Full, Slot};
@@ -187,7 +188,7 @@ struct Held {
     _origin: Counted<Origin>,
     _place: OwnedSemaphorePermit,
     _slot: Slot,
-    _registered: Registered,
+    _counted: observe::Held,
 }
 
 impl Edge {
@@ -370,7 +371,7 @@ impl Admission {
     /// Gives a known client its places.
     async fn place(
         &self,
-        stream: TlsStream<Metered>,
+        mut stream: TlsStream<Metered>,
         address: SocketAddr,
         web: Option<Arc<Origins>>,
         origin: Counted<Origin>,
@@ -381,12 +382,15 @@ impl Admission {
             .map_err(|_| Rejection::Connections(self.limits.connections))?;
         let (slot, policy, meter) = Members::reserve(&self.members, &peer)?;
         self.shared.observer.serve(&peer.fleet);
-        let (authenticated, registered) = self.register(address, peer, policy, meter, admitted)?;
+        stream.get_mut().0.charge(Arc::clone(&meter));
+        let connections = &self.shared.observer.metrics().connections;
+        let counted = observe::Held::new(connections.of(peer.role));
+        let authenticated = self.register(address, peer, policy, meter, admitted)?;
         let held = Held {
             _origin: origin,
             _place: place,
             _slot: slot,
-            _registered: registered,
+            _counted: counted,
         };
         let shared = Arc::clone(&self.shared);
         let accepted = match web {
@@ -433,8 +437,7 @@ impl Admission {
         let Some(Ok(admitted)) = verdict.judged() else {
             return Err(Rejection::NotJudged);
         };
-        let (tcp, tls) = stream.get_mut();
-        tcp.trust();
+        let (_, tls) = stream.get_mut();
         tls.set_buffer_limit(Some(TLS_BUFFER_LEN));
         Ok((stream, admitted.clone()))
     }
@@ -448,7 +451,7 @@ impl Admission {
         policy: Arc<Policy>,
         meter: Arc<Meter>,
         admitted: Admitted,
-    ) -> Result<(Authenticated, Registered), Rejection> {
+    ) -> Result<Authenticated, Rejection> {
         let control = Control::new();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let (table, now) = (&self.table, now());
@@ -466,10 +469,11 @@ impl Admission {
             address,
             number,
             control,
+            registered,
             policy,
             meter,
         };
-        Ok((authenticated, registered))
+        Ok(authenticated)
     }
 
     fn reject(&self, address: SocketAddr, rejected: Rejected) {

@@ -3,11 +3,15 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::Instant;
+
+use crate::guard::Meter;
 
 /// Connections that the kernel holds until they are accepted: a fleet that comes back after a restart.
 const BACKLOG: u32 = 4096;
@@ -36,25 +40,31 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// A connection that may send about so many bytes until it is trusted: a TLS handshake collects its messages, and nobody
-/// is known before it is done.
+/// A connection whose bytes are counted, those of TLS and of WebSockets among them: until its peer is known it may send
+/// about so many, since a TLS handshake collects its messages; afterwards they are charged to whom it is.
 pub(crate) struct Metered {
     stream: TcpStream,
-    /// How many bytes are left; none when they are no longer counted.
-    left: Option<usize>,
+    counted: Counted,
+}
+
+enum Counted {
+    /// How many bytes of a stranger are left.
+    Left(usize),
+    /// Who has sent them.
+    Of(Arc<Meter>),
 }
 
 impl Metered {
     pub(super) const fn new(stream: TcpStream, limit: usize) -> Self {
         Self {
             stream,
-            left: Some(limit),
+            counted: Counted::Left(limit),
         }
     }
 
-    /// Counts no longer.
-    pub(super) const fn trust(&mut self) {
-        self.left = None;
+    /// Charges what comes from here on to somebody.
+    pub(super) fn charge(&mut self, meter: Arc<Meter>) {
+        self.counted = Counted::Of(meter);
     }
 }
 
@@ -64,18 +74,19 @@ impl AsyncRead for Metered {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Some(left) = self.left else {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
-        };
-        if left == 0 {
+        if matches!(self.counted, Counted::Left(0)) {
             return Poll::Ready(Err(io::Error::other(
                 "the client sent more than max_handshake_bytes",
             )));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        // It may be a read too much, of 4 KiB.
-        self.left = Some(left.saturating_sub(buffer.filled().len() - before));
+        let read = buffer.filled().len() - before;
+        match &mut self.counted {
+            // It may be a read too much, of 4 KiB.
+            Counted::Left(left) => *left = left.saturating_sub(read),
+            Counted::Of(meter) => meter.received(read, Instant::now()),
+        }
         Poll::Ready(Ok(()))
     }
 }

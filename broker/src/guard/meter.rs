@@ -133,6 +133,11 @@ impl Meter {
         }
     }
 
+    /// Notes what costs the broker as much as so many publishes, and the fleet nothing.
+    pub(crate) fn asked(&self, count: u32, now: Instant) {
+        self.publishes.spend(count, now);
+    }
+
     /// Whether all that was sent is earned. A moment's worth does not count: who keeps to its rates has always
     /// just sent something.
     pub(crate) fn is_settled(&self, now: Instant) -> bool {

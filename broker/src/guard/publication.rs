@@ -44,7 +44,22 @@ pub(crate) enum PublishRefusal {
     },
     /// A presence says something else than the two words.
     #[error("a presence says `online` or `offline` and nothing else")]
-    Presence,
+    Presence(String),
+}
+
+impl PublishRefusal {
+    /// Where it was to be published, when that is known.
+    pub(crate) fn topic(&self) -> &str {
+        match self {
+            Self::Topic(topic) => topic.as_str(),
+            Self::Forbidden { topic, .. }
+            | Self::Clear { topic, .. }
+            | Self::NotRetained(topic)
+            | Self::Retained(topic)
+            | Self::TooLarge { topic, .. }
+            | Self::Presence(topic) => topic,
+        }
+    }
 }
 
 /// Checks a publish or a will of `peer`.
@@ -84,7 +99,7 @@ pub(crate) fn admit_publication(
         });
     }
     if topic.channel == Channel::Presence && !clears && Presence::from_payload(payload).is_none() {
-        return Err(PublishRefusal::Presence);
+        return Err(PublishRefusal::Presence(topic.to_string()));
     }
     Ok(topic)
 }
@@ -121,7 +136,7 @@ mod tests {
         );
         assert_eq!(
             by(Role::Agent, PRESENCE, b"here", true),
-            Err(PublishRefusal::Presence)
+            Err(PublishRefusal::Presence(PRESENCE.to_owned()))
         );
     }
 

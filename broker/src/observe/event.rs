@@ -97,7 +97,7 @@ impl Label for Decision {
 #[derive(Clone, Debug)]
 pub(crate) struct Deploy {
     pub(crate) machine: Machine,
-    /// None for what the broker did by itself.
+    /// None when nobody is known.
     pub(crate) origin: Option<Arc<Origin>>,
     /// Of a verified deployment.
     pub(crate) order: Option<Order>,

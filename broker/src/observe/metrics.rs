@@ -153,7 +153,7 @@ pub(crate) struct Metrics {
     /// Seconds since 1970; 0 while it is not known.
     pub(crate) certificate_ends: By<Certificate, Gauge>,
     pub(crate) reload_failures: Counter,
-    /// Connected clients whose certificates end soon.
+    /// Clients whose certificates end soon, connected or with a session that is kept.
     pub(crate) ending_soon: By<Role, Gauge>,
 }
 
@@ -290,7 +290,7 @@ impl Metrics {
             ),
             ending_soon: make.by(
                 "clients_ending_soon",
-                "Connected clients whose certificates end soon",
+                "Clients whose certificates end soon, connected or with a kept session",
             ),
             registry: make.0,
         }

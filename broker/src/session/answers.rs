@@ -39,6 +39,7 @@ impl Ended {
             }
             Self::Deploy(_) => ReasonCode::ImplementationSpecific,
             Self::Filter(_) => ReasonCode::TopicFilterInvalid,
+            Self::Subscription { why, .. } => why.code(),
         }
     }
 }
@@ -74,6 +75,6 @@ const fn of_publish(refusal: &PublishRefusal) -> ReasonCode {
         PublishRefusal::NotRetained(_)
         | PublishRefusal::Retained(_)
         | PublishRefusal::TooLarge { .. }
-        | PublishRefusal::Presence => ReasonCode::ImplementationSpecific,
+        | PublishRefusal::Presence(_) => ReasonCode::ImplementationSpecific,
     }
 }

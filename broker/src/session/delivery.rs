@@ -9,7 +9,16 @@ use crate::session::outbox::Delivery;
 /// From how many bytes that wait to be written on no further message is made into bytes.
 pub(super) const OUTPUT_LEN: usize = 32 * 1024;
 
+/// From how many bytes that wait to be written on nothing more is read: more than messages alone ever are, so that a
+/// client that takes these slowly is still heard.
+const CONGESTED_LEN: usize = 128 * 1024;
+
 impl Session {
+    /// Whether so many answers wait to be written that the client has to take some first.
+    pub(crate) const fn is_congested(&self) -> bool {
+        self.output.len() >= CONGESTED_LEN
+    }
+
     /// The bytes to write. The writer removes from the front what is written.
     pub(crate) fn output(&mut self) -> &mut Vec<u8> {
         while self.ended.is_none()

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use hoist_certs::trust::Refusal;
+use hoist_protocol::{Channel, Text};
 
+use super::subscribing::NotGranted;
 use crate::deploys::DeployRefusal;
 use crate::edge::certificate_reason;
 use crate::frame::FrameError;
@@ -85,6 +87,14 @@ pub(crate) enum Ended {
     /// A filter is none.
     #[error("{0}")]
     Filter(#[from] FilterError),
+    /// A subscription is not granted; nothing ends for that.
+    #[error("may not subscribe to `{filter}`: {why}")]
+    Subscription {
+        /// To what.
+        filter: Text<128>,
+        /// Why not.
+        why: NotGranted,
+    },
 }
 
 fn describe(refusal: &DeployRefusal) -> String {
@@ -95,8 +105,8 @@ fn describe(refusal: &DeployRefusal) -> String {
 }
 
 impl Ended {
-    /// What became of a publication, as a session sees it.
-    pub(super) fn of_outcome(outcome: Outcome) -> Result<(), Self> {
+    /// What became of a publication, as its client sees it.
+    pub(crate) fn of_outcome(outcome: Outcome) -> Result<(), Self> {
         match outcome {
             Outcome::Retained | Outcome::Repeat => Ok(()),
             Outcome::Refused(refusal) => Err(refusal.into()),
@@ -143,6 +153,26 @@ impl Ended {
             Self::Deploy(refusal) => refusal.reason(),
             Self::Unavailable(why) => why.reason(),
             Self::Filter(_) => Reason::Subscribe,
+            Self::Subscription { why, .. } => why.reason(),
         })
+    }
+
+    /// What was asked for, a topic or a filter, where a refusal has one.
+    pub(crate) fn what(&self) -> String {
+        match self {
+            Self::Will(refusal) | Self::Publish(refusal) => refusal.topic().to_owned(),
+            Self::Deploy(
+                DeployRefusal::Unverified { machine, .. }
+                | DeployRefusal::Order { machine, .. }
+                | DeployRefusal::Epoch { machine, .. },
+            ) => machine.topic(Channel::Deploy).to_string(),
+            Self::Subscription { filter, .. } => filter.as_str().to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    /// Whether nothing that the client has left to say is believed, but that it is gone.
+    pub(crate) const fn silences(&self) -> bool {
+        matches!(self, Self::Certificate(_))
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hoist_protocol::{Channel, Presence};
+
 use super::{Admitted, Claim, Effect, Ended, Kept, Phase, Session};
 use crate::frame::{Accepted, Connect, Said};
 use crate::guard::admit_client_id;
@@ -33,6 +35,17 @@ pub(crate) struct Will {
 }
 
 impl Will {
+    /// Whether it says that the client is offline, and nothing else.
+    pub(crate) fn says_offline(&self) -> bool {
+        match &self.admitted {
+            Admitted::Store(publication) => {
+                publication.topic.channel == Channel::Presence
+                    && Presence::from_payload(&publication.payload) == Some(Presence::Offline)
+            }
+            Admitted::Relay(_) => false,
+        }
+    }
+
     /// The message, as it is published now, `now` in milliseconds since 1970.
     pub(crate) fn publication(self, now: u64) -> Admitted {
         let mut admitted = self.admitted;

@@ -1,13 +1,14 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
 use hoist_certs::Role;
-use hoist_protocol::Channel;
+use hoist_protocol::{Channel, Text};
 
 use super::outbox::Delivery;
 use super::subscriptions::Subscription;
 use super::{Effect, Ended, Grant, Request, Session};
 use crate::frame::{Filter, ReasonCode, Retained, Subscribe, Unsubscribe};
-use crate::guard::{Agents, Pattern};
+use crate::guard::{Agents, FilterError, Pattern};
+use crate::observe::Reason;
 use crate::store::Snapshot;
 
 /// How many subscriptions the filters of one packet add.
@@ -17,6 +18,60 @@ struct Added {
     wild: usize,
 }
 
+/// Why a subscription is not granted.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum NotGranted {
+    /// There is nothing for this client in what it matches.
+    #[error("there is nothing that this client may read")]
+    Forbidden,
+    /// It is no filter.
+    #[error("{0}")]
+    Filter(FilterError),
+    /// A subscription that several clients share.
+    #[error("shared subscriptions are not served")]
+    Shared,
+    /// The client has as many as it may.
+    #[error("it has as many as it may (max_subscriptions, max_wildcard_subscriptions)")]
+    TooMany,
+    /// As many clients as there may be watch their fleets.
+    #[error("too many clients watch their fleets already")]
+    Watchers,
+}
+
+impl NotGranted {
+    /// What a client of MQTT 5 is told.
+    pub(super) const fn code(self) -> ReasonCode {
+        match self {
+            Self::Forbidden => ReasonCode::NotAuthorized,
+            Self::Filter(_) => ReasonCode::TopicFilterInvalid,
+            Self::Shared => ReasonCode::SharedSubscriptionsNotSupported,
+            Self::TooMany | Self::Watchers => ReasonCode::QuotaExceeded,
+        }
+    }
+
+    /// As a word for counters and the audit log.
+    pub(super) const fn reason(self) -> Reason {
+        match self {
+            Self::Forbidden | Self::Filter(_) | Self::Shared => Reason::Subscribe,
+            Self::TooMany | Self::Watchers => Reason::Subscriptions,
+        }
+    }
+
+    /// The refusal of `filter`.
+    pub(crate) fn of(self, filter: &str) -> Ended {
+        let (filter, why) = (Text::lossy(filter), self);
+        Ended::Subscription { filter, why }
+    }
+}
+
+impl Request {
+    /// Takes back what was granted: as many clients as there may be watch their fleets.
+    pub(crate) fn refuse_watch(&mut self) -> Ended {
+        self.granted = Err(NotGranted::Watchers.code());
+        NotGranted::Watchers.of(&self.filter)
+    }
+}
+
 impl Session {
     pub(super) fn subscribe(&mut self, subscribe: Subscribe) -> Result<(), Ended> {
         let mut added = Added::default();
@@ -24,6 +79,10 @@ impl Session {
         for filter in subscribe.filters {
             let granted = self.grant(&filter, subscribe.identifier, &mut added)?;
             let filter = filter.filter;
+            let granted = granted.map_err(|why| {
+                self.effects.push(Effect::Refused(why.of(&filter)));
+                why.code()
+            });
             requests.push(Request { filter, granted });
         }
         self.effects
@@ -31,20 +90,20 @@ impl Session {
         Ok(())
     }
 
-    /// Grants a filter, or says what MQTT 5 answers. What is no filter at all ends a client of MQTT 3.1.1.
+    /// Grants a filter, or says why not. What is no filter at all ends a client of MQTT 3.1.1.
     fn grant(
         &self,
         filter: &Filter,
         identifier: Option<u32>,
         added: &mut Added,
-    ) -> Result<Result<Grant, ReasonCode>, Ended> {
+    ) -> Result<Result<Grant, NotGranted>, Ended> {
         if self.speaks_v5() && filter.filter.starts_with("$share/") {
-            return Ok(Err(ReasonCode::SharedSubscriptionsNotSupported));
+            return Ok(Err(NotGranted::Shared));
         }
         let pattern = match Pattern::parse(&filter.filter, &self.peer().fleet) {
             Ok(Some(pattern)) if self.may_read(&pattern) => pattern,
-            Ok(_) => return Ok(Err(ReasonCode::NotAuthorized)),
-            Err(_) if self.speaks_v5() => return Ok(Err(ReasonCode::TopicFilterInvalid)),
+            Ok(_) => return Ok(Err(NotGranted::Forbidden)),
+            Err(error) if self.speaks_v5() => return Ok(Err(NotGranted::Filter(error))),
             Err(error) => return Err(error.into()),
         };
         let (subscriptions, limits) = (&self.kept.subscriptions, &self.kept.policy.limits);
@@ -55,7 +114,7 @@ impl Session {
             let all = subscriptions.len() + added.all;
             let wild = subscriptions.wild_len() + added.wild;
             if all > limits.subscriptions || wild > limits.wild_subscriptions {
-                return Ok(Err(ReasonCode::QuotaExceeded));
+                return Ok(Err(NotGranted::TooMany));
             }
         }
         Ok(Ok(Grant {

@@ -1,5 +1,7 @@
 //! What a client has subscribed to, and which messages that means.
 
+use std::ops::Range;
+
 use hoist_protocol::{AgentName, Channel, Topic};
 
 use crate::guard::{Agents, Pattern};
@@ -54,7 +56,10 @@ impl Subscriptions {
 
     /// Adds one; the same filter again replaces the one before.
     pub(crate) fn insert(&mut self, subscription: Subscription) {
-        self.remove(&subscription.filter);
+        if let Some(before) = self.find_mut(&subscription.filter) {
+            *before = subscription;
+            return;
+        }
         match &subscription.pattern.agents {
             Agents::One(agent) => {
                 let agent = agent.clone();
@@ -71,15 +76,16 @@ impl Subscriptions {
 
     /// Removes one. Returns the machine that no subscription names any more.
     pub(crate) fn remove(&mut self, filter: &str) -> Option<AgentName> {
-        self.wild
-            .retain(|subscription| subscription.filter != filter);
-        let at = self
-            .exact
-            .iter()
-            .position(|(_, subscription)| subscription.filter == filter)?;
-        let (agent, _) = self.exact.remove(at);
-        let left = self.exact.iter().any(|(other, _)| *other == agent);
-        (!left).then_some(agent)
+        let Some(range) = self.named_by(filter) else {
+            self.wild
+                .retain(|subscription| subscription.filter != filter);
+            return None;
+        };
+        let last = range.len() == 1;
+        let of_agent = &self.exact[range.clone()];
+        let at = of_agent.iter().position(|(_, it)| it.filter == filter)?;
+        let (agent, _) = self.exact.remove(range.start + at);
+        last.then_some(agent)
     }
 
     /// The machines that are named, some perhaps twice.
@@ -89,10 +95,14 @@ impl Subscriptions {
 
     /// The commit up to which the subscription with this filter has everything, when there is one.
     pub(crate) fn as_of(&self, filter: &str) -> Option<Commit> {
-        let exact = self.exact.iter().map(|(_, subscription)| subscription);
-        let mut all = exact.chain(&self.wild);
-        let found = all.find(|subscription| subscription.filter == filter)?;
-        Some(found.as_of)
+        let found = match self.named_by(filter) {
+            Some(range) => {
+                let mut of_agent = self.exact[range].iter().map(|(_, it)| it);
+                of_agent.find(|it| it.filter == filter)
+            }
+            None => self.wild.iter().find(|it| it.filter == filter),
+        };
+        Some(found?.as_of)
     }
 
     /// How a message is delivered to the session `me`; none when no subscription wants it, or has it already.
@@ -124,10 +134,29 @@ impl Subscriptions {
     }
 
     fn of(&self, topic: &Topic) -> &[(AgentName, Subscription)] {
-        let agent = &topic.machine.agent;
-        let start = self.exact.partition_point(|(other, _)| other < agent);
-        let end = self.exact.partition_point(|(other, _)| other <= agent);
-        &self.exact[start..end]
+        &self.exact[self.range_of(topic.machine.agent.as_str())]
+    }
+
+    fn find_mut(&mut self, filter: &str) -> Option<&mut Subscription> {
+        let mut of_agent = match self.named_by(filter) {
+            Some(range) => self.exact[range].iter_mut().map(|(_, it)| it),
+            None => return self.wild.iter_mut().find(|it| it.filter == filter),
+        };
+        of_agent.find(|it| it.filter == filter)
+    }
+
+    /// Where the subscriptions are of the machine that a filter names; none when it names none. A client may have
+    /// thousands, and ask for each of them in one packet.
+    fn named_by(&self, filter: &str) -> Option<Range<usize>> {
+        let agent = filter.split('/').nth(3)?;
+        (agent != "+" && agent != "#").then(|| self.range_of(agent))
+    }
+
+    fn range_of(&self, agent: &str) -> Range<usize> {
+        let before = |other: &AgentName| other.as_str() < agent;
+        let start = self.exact.partition_point(|(other, _)| before(other));
+        let end = self.exact[start..].partition_point(|(other, _)| other.as_str() == agent);
+        start..start + end
     }
 }
 

@@ -115,16 +115,17 @@ options! {
     /// [default: 30/min burst 60]
     #[arg(long, value_name = "RATE")]
     takeover_rate: Rate,
-    /// How often an agent may publish; it is read more slowly above it [default: 100/s burst 2000]
+    /// How often an agent may publish or subscribe; it is read more slowly above it [default: 100/s burst 2000]
     #[arg(long, value_name = "RATE")]
     agent_publish_rate: Rate,
-    /// How many bytes an agent may send; it is read more slowly above it [default: 1048576/s burst 8388608]
+    /// How many bytes an agent may send, with those of TLS; it is read more slowly above it [default: 1048576/s burst 8388608]
     #[arg(long, value_name = "RATE")]
     agent_byte_rate: Rate,
-    /// How often a publisher or admin may publish [default: 5000/s burst 50000]
+    /// How often a publisher, monitor or admin may publish or subscribe; 64 retained messages that a subscription
+    /// brings count as one more [default: 5000/s burst 50000]
     #[arg(long, value_name = "RATE")]
     publish_rate: Rate,
-    /// How many bytes a publisher, monitor or admin may send [default: 33554432/s burst 536870912]
+    /// How many bytes a publisher, monitor or admin may send, with those of TLS [default: 33554432/s burst 536870912]
     #[arg(long, value_name = "RATE")]
     byte_rate: Rate,
     /// Most publishes of a client that wait for the disk; it is read no further [default: 64]
@@ -158,7 +159,7 @@ options! {
     /// Most retained messages of a fleet [default: 1000000]
     #[arg(long, value_name = "N")]
     max_retained_messages: usize,
-    /// Most bytes of retained messages of a fleet, topics and payloads [default: 4294967296]
+    /// Most bytes of retained messages of a fleet: topics, payloads and properties [default: 4294967296]
     #[arg(long, value_name = "BYTES")]
     max_retained_bytes: u64,
 

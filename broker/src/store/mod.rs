@@ -101,8 +101,8 @@ impl Unavailable {
 pub(crate) enum Reply {
     /// A session; for a deployment with who it is, which the audit log tells.
     Session(Arc<Inbox>, Ticket, Option<Arc<Origin>>),
-    /// Somebody who waits.
-    Waiting(oneshot::Sender<Outcome>),
+    /// Somebody who waits, for a client that is gone.
+    Waiting(oneshot::Sender<Outcome>, Arc<Origin>),
 }
 
 /// The store has ended, and the process will.
@@ -180,13 +180,15 @@ impl Store {
         sent.map_err(|_| StoreEnded)
     }
 
-    /// Hands a publication to the writer and waits for its outcome.
+    /// Hands a publication of somebody who is gone to the writer and waits for its outcome.
     pub(crate) async fn publish_and_wait(
         &self,
         publication: Publication,
+        origin: Arc<Origin>,
     ) -> Result<Outcome, StoreEnded> {
         let (reply, outcome) = oneshot::channel();
-        self.publish(publication, Reply::Waiting(reply)).await?;
+        self.publish(publication, Reply::Waiting(reply, origin))
+            .await?;
         outcome.await.map_err(|_| StoreEnded)
     }
 

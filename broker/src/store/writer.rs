@@ -247,7 +247,7 @@ impl<T: FnMut(&Arc<Message>) -> Result<(), RouterError>> Writer<T> {
             match reply {
                 Reply::Session(inbox, ticket, _) => inbox.push(Event::Settled(ticket, outcome)),
                 // Who no longer waits has no need to know.
-                Reply::Waiting(waiting) => drop(waiting.send(outcome)),
+                Reply::Waiting(waiting, _) => drop(waiting.send(outcome)),
             }
         }
         messages
@@ -316,7 +316,7 @@ fn describe(batch: &[Queued], outcomes: &[Outcome]) -> Vec<Deploy> {
             machine: publication.topic.machine.clone(),
             origin: match reply {
                 Reply::Session(_, _, origin) => origin.clone(),
-                Reply::Waiting(_) => None,
+                Reply::Waiting(_, origin) => Some(Arc::clone(origin)),
             },
             order: publication.proof.map(|proof| proof.order()),
             sha256: Deploy::digest(&publication.payload),

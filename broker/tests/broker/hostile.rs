@@ -9,6 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use crate::seen::wait_for_value;
 use crate::support::{Broker, Client, PATIENCE, World, topic};
 
 /// How long a trickling client waits between two bytes.
@@ -319,5 +320,28 @@ async fn a_client_that_is_read_slowly_is_not_taken_for_a_silent_one() {
     for _ in 0..4 {
         assert!(matches!(agent.next().await, Some(Packet::PubAck(_))));
     }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn who_subscribes_too_fast_is_read_more_slowly() {
+    let world = World::with(Options {
+        agent_publish_rate: Some("1/s burst 2".parse().unwrap()),
+        metrics_listen: Some("0".to_owned()),
+        ..Options::default()
+    });
+    let broker = world.start().await;
+    let mut agent = world.agent(&broker, "web-1").await;
+    let filter = topic("web-1", "deploy");
+    let len = u8::try_from(filter.len()).unwrap();
+    let subscribe = [&[0x82, len + 5, 0, 1, 0, len], filter.as_bytes(), &[1]].concat();
+    // All in one go: no second of waiting comes between.
+    agent.send_bytes(&subscribe.repeat(5)).await;
+    for _ in 0..5 {
+        assert!(matches!(agent.next().await, Some(Packet::SubAck(_))));
+    }
+    let slowed = "hoist_broker_refusals_total{reason=\"rate\"}";
+    wait_for_value(broker.metrics.unwrap(), slowed, "1").await;
+    agent.expect_nothing().await;
     broker.stop().await;
 }

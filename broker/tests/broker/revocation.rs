@@ -18,6 +18,8 @@ use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::support::{Broker, Client, PATIENCE, World, name, topic, with_will};
+use crate::v5::will_after;
+use crate::v5_client::{self, Client5};
 
 /// How long to wait between two looks at something that will have changed.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -462,5 +464,37 @@ async fn a_list_that_is_not_there_yet_is_taken_when_it_comes() {
         files.gets_in(&broker, &config, "web-1").await
     })
     .await;
+    broker.stop().await;
+}
+
+/// Waits until so many sessions of agents are kept for clients that are away.
+async fn kept(broker: &Broker, count: &str) {
+    let series = "hoist_broker_sessions_away{role=\"agent\"}";
+    crate::seen::wait_for_value(broker.metrics.unwrap(), series, count).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_revoked_leaves_no_last_word_but_that_it_is_gone() {
+    let mut files = Files::new();
+    let broker = files.world.start().await;
+    let (deploy, status) = (topic("web-1", "deploy"), topic("web-1", "status"));
+    // One that is connected, and one that is away and whose session is kept.
+    let authority = &files.world.authority;
+    let ci = authority.issue(Role::Publisher, &name("ci"), &[], days(1));
+    let (ci, agent) = (ci.unwrap(), files.agent("web-1"));
+    let mut publisher = Client::tls(&broker, files.config(&ci)).await;
+    let will = with_will("ci.1", &deploy, "x");
+    assert_eq!(publisher.connect(will).await, ConnectReturnCode::Success);
+    let mut away = Client5::over(Client::tls(&broker, files.config(&agent)).await);
+    let will = will_after(3600, &status, "{}");
+    away.open(v5_client::returning("web-1"), Some(will)).await;
+    drop(away);
+    kept(&broker, "1").await;
+    files.revoke(&[&ci, &agent]);
+    publisher.expect_closed().await;
+    kept(&broker, "0").await;
+    let mut other = files.world.client(&broker, Role::Publisher, "ci2").await;
+    other.subscribe(&[&deploy, &status]).await;
+    other.expect_nothing().await;
     broker.stop().await;
 }

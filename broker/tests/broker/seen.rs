@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::sessions::returning;
-use crate::support::{Broker, Client, PATIENCE, World, topic};
+use crate::support::{Broker, Client, PATIENCE, World, topic, with_will};
 
 fn told() -> Options {
     Options {
@@ -57,7 +57,7 @@ async fn wait_for(at: SocketAddr, path: &str, good: impl Fn(u16, &str) -> bool) 
     timeout(PATIENCE, asking).await.unwrap()
 }
 
-async fn wait_for_value(at: SocketAddr, series: &str, value: &str) {
+pub(crate) async fn wait_for_value(at: SocketAddr, series: &str, value: &str) {
     let line = format!("{series} {value}");
     wait_for(at, "/metrics", |_, body| {
         body.lines().any(|other| other == line)
@@ -327,6 +327,24 @@ async fn every_deploy_publish_is_in_the_audit_log_before_it_is_acknowledged() {
 }
 
 #[tokio::test]
+async fn a_deployment_that_a_last_will_brings_is_in_the_audit_log_with_whose_it_is() {
+    let world = audited(World::new(), None);
+    let broker = world.start().await;
+    let mut publisher = world.tls(&broker, Role::Publisher, "ci").await;
+    let will = with_will("ci.1", &topic("web-1", "deploy"), "last");
+    publisher.connect(will).await;
+    drop(publisher);
+    let line = wait_for_line(&world, |line| line["event"] == "deploy").await;
+    assert_eq!(line["decision"], "accepted", "{line}");
+    assert_eq!(line["role"], "publisher", "{line}");
+    assert_eq!(line["name"], "ci", "{line}");
+    assert_eq!(line["client_id"], "ci.1", "{line}");
+    let address = line["address"].as_str().unwrap();
+    assert!(address.parse::<SocketAddr>().unwrap().ip().is_loopback());
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn every_refusal_is_in_the_audit_log_with_who_it_was() {
     let world = audited(World::new(), None);
     let broker = world.start().await;
@@ -343,6 +361,16 @@ async fn every_refusal_is_in_the_audit_log_with_who_it_was() {
     );
     let message = line["message"].as_str().unwrap();
     assert!(message.contains("web-2/status"), "{message}");
+    assert_eq!(line["what"], topic("web-2", "status").as_str());
+
+    let mut monitor = world.monitor(&broker).await;
+    let (ours, other) = ("hoist/v1/prod/+/status", "hoist/v1/test/+/status");
+    monitor.subscribe(&[ours, other]).await;
+    let line = wait_for_line(&world, |line| line["reason"] == "subscribe").await;
+    assert_eq!(
+        (&line["what"], &line["name"]),
+        (&other.into(), &"mon".into())
+    );
 
     let mut thief = world.tls(&broker, Role::Agent, "web-1").await;
     assert_ne!(

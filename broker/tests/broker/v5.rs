@@ -461,7 +461,7 @@ async fn a_client_gets_no_more_and_nothing_larger_than_it_takes() {
     broker.stop().await;
 }
 
-fn will_after(delay: u32) -> Option<LastWill> {
+pub(crate) fn will_after(delay: u32, topic: &str, payload: &str) -> LastWill {
     let properties = LastWillProperties {
         delay_interval: Some(delay),
         message_expiry_interval: Some(3600),
@@ -471,14 +471,12 @@ fn will_after(delay: u32) -> Option<LastWill> {
         response_topic: None,
         correlation_data: None,
     };
-    let topic = topic("web-1", "presence");
-    Some(LastWill::new(
-        topic,
-        "offline",
-        QoS::AtLeastOnce,
-        true,
-        Some(properties),
-    ))
+    let properties = Some(properties);
+    LastWill::new(topic, payload, QoS::AtLeastOnce, true, properties)
+}
+
+fn offline_after(delay: u32) -> Option<LastWill> {
+    Some(will_after(delay, &topic("web-1", "presence"), "offline"))
 }
 
 #[tokio::test]
@@ -489,13 +487,13 @@ async fn a_will_waits_for_its_delay_and_is_dropped_when_the_client_is_back() {
     let mut monitor = Client5::new(&world, &broker, Role::Monitor, "mon").await;
     monitor.subscribe(vec![filter(&presence)], None).await;
     let mut agent = Client5::tls(&world, &broker, Role::Agent, "web-1").await;
-    agent.open(returning("web-1"), will_after(3600)).await;
+    agent.open(returning("web-1"), offline_after(3600)).await;
     agent.retain(&presence, "online", None).await;
     assert_eq!(&monitor.message().await.payload[..], b"online");
     drop(agent);
     // It is back, whether the broker has noticed the end of the old connection or not.
     let mut agent = Client5::tls(&world, &broker, Role::Agent, "web-1").await;
-    assert!(agent.open(returning("web-1"), will_after(3600)).await);
+    assert!(agent.open(returning("web-1"), offline_after(3600)).await);
     agent.retain(&presence, "online", None).await;
     assert_eq!(&monitor.message().await.payload[..], b"online");
     drop(agent);
@@ -528,7 +526,7 @@ async fn a_will_comes_at_the_end_of_its_delay_or_of_the_session_and_with_a_goodb
     };
     for (delay, expiry, goodbye) in [(1, 3600, false), (3600, 1, false), (0, 3600, true)] {
         let mut agent = Client5::tls(&world, &broker, Role::Agent, "web-1").await;
-        agent.open(brief(expiry), will_after(delay)).await;
+        agent.open(brief(expiry), offline_after(delay)).await;
         agent.retain(&presence, "online", None).await;
         assert_eq!(&monitor.message().await.payload[..], b"online");
         if goodbye {

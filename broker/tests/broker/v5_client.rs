@@ -42,12 +42,14 @@ pub(crate) fn filter(path: &str) -> Filter {
 }
 
 impl Client5 {
+    /// Over a connection without a CONNECT.
+    pub(crate) const fn over(raw: Client) -> Self {
+        Self { raw, packet_id: 0 }
+    }
+
     /// A TLS connection without a CONNECT.
     pub(crate) async fn tls(world: &World, broker: &Broker, role: Role, who: &str) -> Self {
-        Self {
-            raw: world.tls(broker, role, who).await,
-            packet_id: 0,
-        }
+        Self::over(world.tls(broker, role, who).await)
     }
 
     /// A client after its CONNACK. Its client id is the name, with a suffix for who is no agent.

@@ -17,14 +17,19 @@ use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
+use crate::seen::wait_for_value;
 use crate::support::{Broker, PATIENCE, World, topic};
 
 fn served() -> World {
-    World::with(Options {
+    served_with(Options::default())
+}
+
+fn served_with(options: Options) -> World {
+    World::with(options.or(Options {
         websocket_listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
         websocket_origins: Some(vec!["https://fleet.example.org".to_owned()]),
         ..Options::default()
-    })
+    }))
 }
 
 struct Page {
@@ -169,5 +174,29 @@ async fn text_and_what_is_too_long_close_the_connection() {
         page.socket.send(message).await.ok();
         assert_eq!(page.next().await, None);
     }
+    broker.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_mqtt_counts_as_well() {
+    let world = served_with(Options {
+        agent_byte_rate: Some("1/s burst 10000".parse().unwrap()),
+        metrics_listen: Some("0".to_owned()),
+        ..Options::default()
+    });
+    let broker = world.start().await;
+    let mut page = Page::open(&world, &broker, (Role::Agent, "web-1"), None)
+        .await
+        .unwrap();
+    page.send(&bytes(&Packet::Connect(Connect::new("web-1"))))
+        .await;
+    assert!(matches!(page.next().await, Some(Packet::ConnAck(_))));
+    for _ in 0..100 {
+        let ping = Message::Ping(vec![0; 125].into());
+        page.socket.feed(ping).await.unwrap();
+    }
+    page.socket.flush().await.unwrap();
+    let slowed = "hoist_broker_refusals_total{reason=\"rate\"}";
+    wait_for_value(broker.metrics.unwrap(), slowed, "1").await;
     broker.stop().await;
 }
