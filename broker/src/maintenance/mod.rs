@@ -43,6 +43,21 @@ pub enum MaintenanceError {
         /// How many.
         messages: usize,
     },
+    /// The store that is there cannot be read.
+    #[error(
+        "the store in `{path}` cannot be read; use --force to put the backup in its place, which keeps it beside as \
+         `retained.before-restore`"
+    )]
+    Unreadable {
+        /// The state folder.
+        path: Utf8PathBuf,
+        /// Why not.
+        #[source]
+        source: StoreError,
+    },
+    /// The backup would take the place of a device, a pipe or a folder.
+    #[error("`{0}` is no file that a backup could replace; name one")]
+    NoFile(Utf8PathBuf),
     /// The backup's file is there already.
     #[error("`{0}` exists already; use --force to replace it")]
     Exists(Utf8PathBuf),
@@ -147,8 +162,11 @@ pub fn backup(state: &Utf8Path, to: &Utf8Path, replace: bool) -> Result<Summary,
         path: to.to_owned(),
         source,
     };
-    if !replace && to.exists() {
-        return Err(MaintenanceError::Exists(to.to_owned()));
+    match to.metadata() {
+        // `/dev/stdout` would be gone, for all programs.
+        Ok(there) if !there.is_file() => return Err(MaintenanceError::NoFile(to.to_owned())),
+        Ok(_) if !replace => return Err(MaintenanceError::Exists(to.to_owned())),
+        _ => {}
     }
     let folder = match to.parent() {
         Some(parent) if !parent.as_str().is_empty() => parent,
@@ -163,6 +181,13 @@ pub fn backup(state: &Utf8Path, to: &Utf8Path, replace: bool) -> Result<Summary,
         Ok(stream) => receive(state, stream, &file)?,
         // Nobody listens: then nobody has the store, or its lock says so.
         Err(_) => {
+            // A name that was mistyped is no reason to make a folder.
+            let path = store_file(state);
+            match path.try_exists() {
+                Ok(true) => {}
+                Ok(false) => return Err(MaintenanceError::NoStore(state.to_owned())),
+                Err(source) => return Err(StoreError::Read { path, source }.into()),
+            }
             let taken = take(state)?;
             let stored = maintain::read(&taken.file())?;
             let stored = stored.ok_or_else(|| MaintenanceError::NoStore(state.to_owned()))?;
@@ -217,7 +242,10 @@ pub fn restore(
             });
         }
         // A store that cannot be read is not thrown away unasked either.
-        Err(error) if !force => return Err(error.into()),
+        Err(source) if !force => {
+            let path = state.to_owned();
+            return Err(MaintenanceError::Unreadable { path, source });
+        }
         _ => {}
     }
     maintain::replace(folder, &stored.publications)?;

@@ -350,6 +350,38 @@ async fn a_backup_is_complete_or_none() {
     );
 }
 
+#[tokio::test]
+async fn maintenance_makes_and_replaces_nothing_that_nobody_asked_for() {
+    let world = World::new();
+    filled(&world).await;
+    let backup = world.state().join("backup");
+    let mistyped = world.state().join("mistyped");
+    let error = maintenance::backup(&mistyped, &backup, false).unwrap_err();
+    assert!(error.to_string().contains("no store"), "{error}");
+    assert!(!mistyped.exists() && !backup.exists());
+    // As `/dev/stdout` may be: a pipe.
+    let pipe = world.state().join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for place in [pipe.as_path(), world.state()] {
+        let error = maintenance::backup(world.state(), place, true).unwrap_err();
+        assert!(error.to_string().contains("no file"), "{error}");
+    }
+    maintenance::backup(world.state(), &backup, false).unwrap();
+    let file = maintenance::store_file(world.state());
+    std::fs::write(&file, "damaged").unwrap();
+    let error = maintenance::restore(world.state(), &backup, false).unwrap_err();
+    assert!(error.to_string().contains("--force"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"damaged");
+    maintenance::restore(world.state(), &backup, true).unwrap();
+    assert_eq!(maintenance::check(&file).unwrap().messages(), 5);
+}
+
 /// Runs the program and returns its exit code and what it printed.
 fn run(args: &[&str]) -> (Option<i32>, String, String) {
     let output = Command::new(PROGRAM).args(args).output().unwrap();
