@@ -4,6 +4,8 @@
 //! nothing: messages go in numbered, a watcher that finds a number missing (a slow one's cursor jumps) says so,
 //! and its session reads the store. Log lines may get lost here, retained messages never.
 
+mod passed;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +20,7 @@ use tracing::debug;
 use crate::inbox::{Event, Inbox, Via};
 use crate::message::{Author, Commit, Extras, Message, Qos};
 use crate::thread::Thread;
+use passed::Passed;
 
 /// What may be watched; an echo is between an agent and itself.
 const CHANNELS: [Channel; 5] = [
@@ -70,6 +73,7 @@ type Watchers = Arc<[AtomicUsize; CHANNELS.len()]>;
 pub(crate) struct Router {
     broker: Broker,
     positions: Positions,
+    passed: Arc<Passed>,
     watchers: Watchers,
     /// The names of links that are in use; the router remembers every name for ever.
     names: Arc<Mutex<HashSet<usize>>>,
@@ -80,6 +84,7 @@ pub(crate) struct Router {
 pub(crate) struct Publisher {
     link: LinkTx,
     positions: Positions,
+    passed: Arc<Passed>,
     watchers: Watchers,
 }
 
@@ -121,6 +126,7 @@ impl Router {
             ..Config::default()
         });
         let (positions, watchers) = (Positions::default(), Watchers::default());
+        let passed = Arc::<Passed>::default();
         let runtime = tokio::runtime::Handle::current();
         let publisher = |name| -> Result<Publisher, RouterError> {
             let (link, answers) = broker.link(name)?;
@@ -129,6 +135,7 @@ impl Router {
             Ok(Publisher {
                 link,
                 positions: Arc::clone(&positions),
+                passed: Arc::clone(&passed),
                 watchers: Arc::clone(&watchers),
             })
         };
@@ -148,6 +155,7 @@ impl Router {
         let router = Self {
             broker,
             positions,
+            passed,
             watchers,
             names: Arc::default(),
             down,
@@ -193,6 +201,7 @@ impl Router {
             inbox,
             fleet,
             positions: Arc::clone(&self.positions),
+            passed: Arc::clone(&self.passed),
             watchers: Arc::clone(&self.watchers),
             waiting: VecDeque::new(),
             channels: HashMap::new(),
@@ -227,7 +236,7 @@ async fn hold(mut answers: LinkRx, down: mpsc::UnboundedSender<RouterError>) {
 
 impl Publisher {
     /// Passes a message to all who watch its channel.
-    pub(crate) fn publish(&mut self, message: &Message) -> Result<(), RouterError> {
+    pub(crate) fn publish(&mut self, message: &Arc<Message>) -> Result<(), RouterError> {
         let Some(position) = position(message.topic.channel) else {
             return Ok(());
         };
@@ -236,6 +245,7 @@ impl Publisher {
             return Ok(());
         }
         let number = self.positions[position].fetch_add(1, Ordering::SeqCst) + 1;
+        self.passed.note(position, number, message);
         let channel = message.topic.channel.as_str();
         self.link.publish(channel, encode(number, message))?;
         Ok(())
@@ -292,6 +302,7 @@ struct Pump {
     inbox: Arc<Inbox>,
     fleet: FleetName,
     positions: Positions,
+    passed: Arc<Passed>,
     watchers: Watchers,
     /// The channels whose subscription the router has not acknowledged yet.
     waiting: VecDeque<(Channel, oneshot::Sender<()>)>,
@@ -399,11 +410,21 @@ impl Pump {
             progress.commit = header.commit.unwrap_or_default().max(progress.commit);
         }
         if header.fleet == self.fleet.as_str()
-            && let Some(message) = header.message(&self.fleet)
+            && let Some(message) = self.message(number, header)
         {
-            self.inbox
-                .push(Event::Message(Arc::new(message), Via::Router));
+            self.inbox.push(Event::Message(message, Via::Router));
         }
+    }
+
+    /// The message that others hold already, or one off the bus that others can hold.
+    fn message(&self, number: u64, header: Header<'_>) -> Option<Arc<Message>> {
+        let position = position(header.channel)?;
+        if let Some(message) = self.passed.get(position, number) {
+            return Some(message);
+        }
+        let message = Arc::new(header.message(&self.fleet)?);
+        self.passed.note(position, number, &message);
+        Some(message)
     }
 }
 
@@ -501,7 +522,7 @@ mod tests {
 
     use super::*;
 
-    fn message(channel: Channel, commit: u64, len: usize) -> Message {
+    pub(super) fn message(channel: Channel, commit: u64, len: usize) -> Message {
         let fleet = FleetName::new("prod").unwrap();
         Message {
             topic: Machine::new(fleet, AgentName::new("web-1").unwrap()).topic(channel),
@@ -568,6 +589,47 @@ mod tests {
         assert_eq!(lines.panicked().await, "lines");
     }
 
+    #[tokio::test]
+    async fn all_who_watch_hold_the_same_message() {
+        let (down, _lost) = mpsc::unbounded_channel();
+        let started = tokio::task::spawn_blocking(|| Router::start(down)).await;
+        let (router, mut publisher, _relay, _lines) = started.unwrap().unwrap();
+        let router = Arc::new(router);
+        let (inboxes, mut watches) = ([Inbox::new(), Inbox::new()], Vec::new());
+        for inbox in &inboxes {
+            let (router, inbox) = (Arc::clone(&router), Arc::clone(inbox));
+            let runtime = tokio::runtime::Handle::current();
+            let watch = tokio::task::spawn_blocking(move || {
+                router.watch(inbox, FleetName::new("prod").unwrap(), &runtime)
+            });
+            let watch = watch.await.unwrap().unwrap();
+            watch.channel(Channel::Status).await.unwrap();
+            watches.push(watch);
+        }
+        // One that its publisher still holds, and one that it does not.
+        let held = Arc::new(message(Channel::Status, 1, 10));
+        publisher.publish(&held).unwrap();
+        let dropped = Arc::new(message(Channel::Status, 2, 100));
+        publisher.publish(&dropped).unwrap();
+        drop(dropped);
+        let mut seen = Vec::new();
+        for inbox in &inboxes {
+            let mut messages = Vec::new();
+            while messages.len() < 2 {
+                for event in next(inbox).await {
+                    let Event::Message(message, Via::Router) = event else {
+                        panic!("{event:?}");
+                    };
+                    messages.push(message);
+                }
+            }
+            seen.push(messages);
+        }
+        assert!(Arc::ptr_eq(&seen[0][0], &held) && Arc::ptr_eq(&seen[1][0], &held));
+        assert!(Arc::ptr_eq(&seen[0][1], &seen[1][1]));
+        assert_eq!(*seen[0][1], message(Channel::Status, 2, 100));
+    }
+
     /// One thread, so that the pump stands still while the test does not wait.
     #[tokio::test]
     async fn what_falls_out_of_the_routers_log_is_noticed_and_the_newest_still_comes() {
@@ -588,14 +650,16 @@ mod tests {
         });
         let watch = watch.await.unwrap().unwrap();
         watch.channel(Channel::Status).await.unwrap();
-        publisher.publish(&message(Channel::Status, 1, 10)).unwrap();
+        let publish = |publisher: &mut Publisher, commit, len| {
+            let message = Arc::new(message(Channel::Status, commit, len));
+            publisher.publish(&message).unwrap();
+        };
+        publish(&mut publisher, 1, 10);
         assert!(matches!(&next(&inbox).await[..], [Event::Message(..)]));
         // The router hands over 200 at most before it is asked for more, and keeps about 65 of this size.
         let last = 1000;
         for commit in 2..=last {
-            publisher
-                .publish(&message(Channel::Status, commit, 16_000))
-                .unwrap();
+            publish(&mut publisher, commit, 16_000);
         }
         let (mut seen, mut gaps) = (1, 0);
         let mut after_gap = false;
