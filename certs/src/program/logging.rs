@@ -83,7 +83,10 @@ fn chosen(verbosity: u8) -> Targets {
         return targets;
     }
     // What rustls warns of, a client that names the server by its address for one, is for nobody to mend.
-    targets.with_target("rustls", LevelFilter::ERROR)
+    targets
+        .with_target("rustls", LevelFilter::ERROR)
+        // That somebody who watches has fallen behind, many times a second: the broker reads its store for that.
+        .with_target("rumqttd", LevelFilter::ERROR)
 }
 
 #[cfg(test)]
@@ -103,6 +106,7 @@ mod tests {
         assert!(logs(1, "hoist", Level::INFO) && logs(1, "hoist_broker::edge", Level::INFO));
         assert!(!logs(1, "rumqttc::state", Level::INFO));
         assert!(!logs(1, "rustls::client", Level::WARN) && logs(1, "rustls", Level::ERROR));
+        assert!(!logs(1, "rumqttd::segments", Level::WARN) && logs(1, "rumqttd", Level::ERROR));
         assert!(logs(2, "hoist_certs", Level::DEBUG) && logs(2, "rustls", Level::INFO));
         assert!(logs(3, "rustls", Level::TRACE) && logs(9, "hoist", Level::TRACE));
     }
