@@ -1,15 +1,13 @@
-//! What a closure holds, as Nix tells it: its digest, its size, and how it differs from another one.
+//! What a closure holds, as Nix tells it: its digest, its size, its packages.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::limits;
 use crate::store_path::StorePath;
-use crate::text::Text;
 
 /// What the digest's input starts with: nothing else that is hashed with SHA-256 can be taken for it.
 const DOMAIN: &[u8] = b"hoist closure v1\n";
@@ -253,57 +251,6 @@ impl ClosureInfo {
         let paths = self.paths.iter();
         paths.map(|(path, (_, size))| (path.as_str(), *size))
     }
-
-    /// The packages in it: for each name its versions, without those that have none.
-    fn packages(&self) -> BTreeMap<&str, BTreeSet<&str>> {
-        let mut packages: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        for path in self.paths.keys() {
-            let Some((name, version)) = package(path) else {
-                continue;
-            };
-            packages.entry(name).or_default().insert(version);
-        }
-        packages
-    }
-
-    /// What is different in it from `before`.
-    #[must_use]
-    pub fn changes_since(&self, before: &Self) -> Changes {
-        let (old, new) = (before.packages(), self.packages());
-        let mut changes = Changes {
-            size_difference: difference(self.size(), before.size()),
-            ..Changes::default()
-        };
-        for name in old.keys().chain(new.keys()).collect::<BTreeSet<_>>() {
-            let (from, to) = (old.get(name), new.get(name));
-            if from == to {
-                continue;
-            }
-            let count = match (from, to) {
-                (None, _) => &mut changes.packages_added,
-                (_, None) => &mut changes.packages_removed,
-                _ => &mut changes.packages_changed,
-            };
-            *count = count.saturating_add(1);
-            if changes.packages.len() < limits::CHANGED_PACKAGES {
-                let versions = |versions: Option<&BTreeSet<&str>>| {
-                    let versions: Vec<_> = versions.into_iter().flatten().copied().collect();
-                    (!versions.is_empty()).then(|| Text::lossy(&versions.join(", ")))
-                };
-                changes.packages.push(PackageChange {
-                    name: Text::lossy(name),
-                    from: versions(from),
-                    to: versions(to),
-                });
-            }
-        }
-        changes
-    }
-}
-
-pub(crate) fn difference(to: u64, from: u64) -> i64 {
-    let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
-    signed(to).saturating_sub(signed(from))
 }
 
 /// Outputs that a store path's name ends with besides `out`.
@@ -328,51 +275,12 @@ pub(crate) fn package(path: &str) -> Option<(&str, &str)> {
     (!version.ends_with(".drv") && !name.is_empty()).then_some((name, version))
 }
 
-/// A package that is not the same in two closures.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-pub struct PackageChange {
-    /// Its name.
-    pub name: Text<64>,
-    /// Its versions before, separated by commas; none when it was not there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<Text<64>>,
-    /// Its versions after, separated by commas; none when it is not there any more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub to: Option<Text<64>>,
-}
-
-/// What a deployment changed against what ran before it.
-#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
-pub struct Changes {
-    /// Packages that are new.
-    pub packages_added: u32,
-    /// Packages that are gone.
-    pub packages_removed: u32,
-    /// Packages in another version.
-    pub packages_changed: u32,
-    /// How much larger the closure has become, in bytes.
-    pub size_difference: i64,
-    /// The first [`limits::CHANGED_PACKAGES`] of them by name.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub packages: Vec<PackageChange>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const HASH: &str = "00bgd045z0d4icpbc2yyz4gx48ak44la";
     const SRI: &str = "sha256-EFUdrtf6Rn0LWIJufrmg8q99aT3jGfLvd1//zaJEufY=";
-
-    fn list(paths: &[(&str, u64)]) -> ClosureInfo {
-        let json: Vec<_> = paths
-            .iter()
-            .map(|(name, size)| {
-                serde_json::json!({"path": format!("/nix/store/{HASH}-{name}"), "narHash": SRI, "narSize": size})
-            })
-            .collect();
-        ClosureInfo::from_path_info(serde_json::to_string(&json).unwrap().as_bytes()).unwrap()
-    }
 
     #[test]
     fn every_version_of_nix_tells_the_same() {
@@ -435,49 +343,5 @@ mod tests {
         assert!(error.to_string().contains("is not in the store"), "{error}");
         let json = format!(r#"[{{"path":"/nix/store/{HASH}-x","valid":false}}]"#);
         assert!(ClosureInfo::from_path_info(json.as_bytes()).is_err());
-    }
-
-    #[test]
-    fn changes_name_packages_and_versions() {
-        let before = list(&[
-            ("openssl-3.0.1", 10),
-            ("openssl-3.0.1-bin", 1),
-            ("vim-9.0", 5),
-            ("etc", 1),
-        ]);
-        let after = list(&[
-            ("openssl-3.0.2", 12),
-            ("openssl-3.0.2-bin", 1),
-            ("git-2.44", 7),
-            ("etc", 1),
-        ]);
-        let changes = after.changes_since(&before);
-        let lines: Vec<_> = changes
-            .packages
-            .iter()
-            .map(|p| {
-                (
-                    p.name.as_str(),
-                    p.from.as_ref().map(Text::as_str),
-                    p.to.as_ref().map(Text::as_str),
-                )
-            })
-            .collect();
-        assert_eq!(
-            lines,
-            [
-                ("git", None, Some("2.44")),
-                ("openssl", Some("3.0.1"), Some("3.0.2")),
-                ("vim", Some("9.0"), None),
-            ]
-        );
-        let counts = (
-            changes.packages_added,
-            changes.packages_removed,
-            changes.packages_changed,
-        );
-        assert_eq!(counts, (1, 1, 1));
-        assert_eq!(changes.size_difference, 4);
-        assert_eq!(after.changes_since(&after), Changes::default());
     }
 }

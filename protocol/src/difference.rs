@@ -1,12 +1,15 @@
-//! How one closure differs from another, package by package, without a limit.
+//! How one closure differs from another, package by package.
 //!
-//! What machines report of this is [`Changes`](crate::Changes): bounded, and without what was merely rebuilt.
+//! [`ClosureDifference`] is all of it, without a limit. [`Changes`] is what machines report of that: bounded, without
+//! what was merely rebuilt, and without what has no version, such as generated files.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::closure::{ClosureInfo, difference, package};
+use crate::closure::{ClosureInfo, package};
+use crate::limits;
+use crate::text::Text;
 
 /// What became of a package.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
@@ -68,12 +71,70 @@ impl ClosureDifference {
         difference(self.size_after, self.size_before)
     }
 
+    /// What a machine reports of it.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        let mut changes = Changes {
+            size_difference: self.size_difference(),
+            ..Changes::default()
+        };
+        let moved = |package: &&PackageDifference| package.from != package.to;
+        for package in self.packages.iter().filter(moved) {
+            let count = match (&package.from[..], &package.to[..]) {
+                ([], _) => &mut changes.packages_added,
+                (_, []) => &mut changes.packages_removed,
+                _ => &mut changes.packages_changed,
+            };
+            *count = count.saturating_add(1);
+            if changes.packages.len() < limits::CHANGED_PACKAGES {
+                let versions = |versions: &[String]| {
+                    (!versions.is_empty()).then(|| Text::lossy(&versions.join(", ")))
+                };
+                changes.packages.push(PackageChange {
+                    name: Text::lossy(&package.name),
+                    from: versions(&package.from),
+                    to: versions(&package.to),
+                });
+            }
+        }
+        changes
+    }
+
     /// How many packages have this fate.
     #[must_use]
     pub fn count(&self, fate: PackageFate) -> usize {
         let packages = self.packages.iter();
         packages.filter(|package| package.change == fate).count()
     }
+}
+
+/// A package whose versions are not the same in two closures, as a machine reports it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct PackageChange {
+    /// Its name.
+    pub name: Text<64>,
+    /// Its versions before, separated by commas; none when it was not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<Text<64>>,
+    /// Its versions after, separated by commas; none when it is not there any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Text<64>>,
+}
+
+/// What a deployment changed against what ran before it.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Changes {
+    /// Packages that are new.
+    pub packages_added: u32,
+    /// Packages that are gone.
+    pub packages_removed: u32,
+    /// Packages in another version.
+    pub packages_changed: u32,
+    /// How much larger the closure has become, in bytes.
+    pub size_difference: i64,
+    /// The first [`limits::CHANGED_PACKAGES`] of them by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub packages: Vec<PackageChange>,
 }
 
 /// The store paths of one package.
@@ -121,6 +182,12 @@ impl ClosureInfo {
             size_after: self.size(),
         }
     }
+}
+
+/// How much larger `to` is than `from`.
+fn difference(to: u64, from: u64) -> i64 {
+    let signed = |size: u64| i64::try_from(size).unwrap_or(i64::MAX);
+    signed(to).saturating_sub(signed(from))
 }
 
 fn by_package(closure: &ClosureInfo) -> BTreeMap<&str, Package<'_>> {
@@ -208,5 +275,66 @@ mod tests {
         assert_eq!(difference.size_difference(), 7);
         assert_eq!(difference.count(PackageFate::Rebuilt), 2);
         assert_eq!(after.difference_from(&after).packages, []);
+    }
+
+    #[test]
+    fn a_machine_reports_packages_with_their_versions_and_nothing_that_was_merely_rebuilt() {
+        let before = closure(&[
+            ('0', "openssl-3.0.1", 10),
+            ('0', "openssl-3.0.1-bin", 1),
+            ('0', "vim-9.0", 5),
+            ('0', "etc", 1),
+            ('0', "glibc-2.40", 30),
+            ('0', "units", 1),
+        ]);
+        let after = closure(&[
+            ('1', "openssl-3.0.2", 12),
+            ('1', "openssl-3.0.2-bin", 1),
+            ('1', "git-2.44", 7),
+            ('1', "etc", 1),
+            ('1', "glibc-2.40", 30),
+            ('1', "users", 1),
+        ]);
+        let changes = after.difference_from(&before).changes();
+        let lines: Vec<_> = changes
+            .packages
+            .iter()
+            .map(|p| {
+                (
+                    p.name.as_str(),
+                    p.from.as_ref().map(Text::as_str),
+                    p.to.as_ref().map(Text::as_str),
+                )
+            })
+            .collect();
+        assert_eq!(
+            lines,
+            [
+                ("git", None, Some("2.44")),
+                ("openssl", Some("3.0.1"), Some("3.0.2")),
+                ("vim", Some("9.0"), None),
+            ]
+        );
+        let counts = (
+            changes.packages_added,
+            changes.packages_removed,
+            changes.packages_changed,
+        );
+        assert_eq!(counts, (1, 1, 1));
+        assert_eq!(changes.size_difference, 4);
+        let none = after.difference_from(&after).changes();
+        assert_eq!(none, Changes::default());
+    }
+
+    #[test]
+    fn of_what_a_machine_reports_all_is_counted_and_the_first_are_named() {
+        let names: Vec<String> = (0..limits::CHANGED_PACKAGES + 2)
+            .map(|number| format!("package{number:03}-1.0"))
+            .collect();
+        let paths: Vec<_> = names.iter().map(|name| ('0', name.as_str(), 1)).collect();
+        let changes = closure(&paths).difference_from(&closure(&[])).changes();
+        assert_eq!(changes.packages.len(), limits::CHANGED_PACKAGES);
+        assert_eq!(changes.packages[0].name.as_str(), "package000");
+        assert_eq!(changes.packages_added as usize, names.len());
     }
 }

@@ -28,14 +28,12 @@ mod word;
 
 pub use check::{Endpoint, EndpointError, HealthCheck, HttpUrl, Probe};
 pub use client::{BrokerUrl, BrokerUrlError, DEFAULT_PORT, client_id, is_client_id_of};
-pub use closure::{
-    Changes, ClosureDigest, ClosureDigestError, ClosureInfo, ClosureInfoError, PackageChange,
-};
+pub use closure::{ClosureDigest, ClosureDigestError, ClosureInfo, ClosureInfoError};
 pub use closures::Closures;
 pub use deployment::{
     DecodeError, Deployment, DeploymentError, DeploymentParts, FORMAT, Held, Provenance, Rollout,
 };
-pub use difference::{ClosureDifference, PackageDifference, PackageFate};
+pub use difference::{Changes, ClosureDifference, PackageChange, PackageDifference, PackageFate};
 pub use draft::{AddError, Draft, SignError};
 pub use envelope::{TrustedKeys, TrustedKeysError, VerifiedDeployment, VerifyError, digest, sign};
 pub use exit::Exit;

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::closure::Changes;
+use crate::deployment::FORMAT;
+use crate::difference::Changes;
 use crate::limits::STATUS_LEN;
 use crate::name::{AgentName, FleetName, KeyName};
 use crate::order::{DeploymentId, Order};
@@ -12,6 +13,7 @@ use crate::store_path::{StorePath, System};
 use crate::target::Action;
 use crate::text::Text;
 use crate::time::Timestamp;
+use crate::topic::Machine;
 use crate::word::Tag;
 
 /// The version of the status report's JSON. Fields are only ever added within a version.
@@ -412,6 +414,59 @@ fn write(report: &impl Serialize, derived: &[(&str, serde_json::Value)]) -> Vec<
 }
 
 impl Status {
+    /// What the agent with this version and session on `machine` says that has been told of no deployment, trusts nobody
+    /// and knows nothing of what the machine runs.
+    #[must_use]
+    pub fn idle(
+        machine: &Machine,
+        system: System,
+        agent_version: Text<32>,
+        session: Text<32>,
+        ts: Timestamp,
+    ) -> Self {
+        Self {
+            agent: machine.agent.clone(),
+            fleet: machine.fleet.clone(),
+            state: State::Idle,
+            ts,
+            id: None,
+            epoch: None,
+            sequence: None,
+            local: false,
+            floor_epoch: 0,
+            floor: 0,
+            reason: None,
+            message: Text::default(),
+            progress: None,
+            path: None,
+            previous_path: None,
+            current_path: None,
+            profile_path: None,
+            boot_default_path: None,
+            booted_path: None,
+            reboot_reasons: Vec::new(),
+            kind: None,
+            action: None,
+            attempts: 0,
+            closure_size: None,
+            fetch: None,
+            changes: None,
+            held: false,
+            held_until: None,
+            warnings: Vec::new(),
+            broker: None,
+            tags: Vec::new(),
+            log_lines: None,
+            log_tail: Vec::new(),
+            refused: None,
+            agent_version,
+            system,
+            formats: vec![FORMAT],
+            trusted_keys: Vec::new(),
+            session,
+        }
+    }
+
     /// The deployment's order, where the report is about one.
     #[must_use]
     pub fn order(&self) -> Option<Order> {
@@ -469,7 +524,7 @@ impl Status {
     /// # Errors
     /// [`ReportError`]; a status is not signed, so nothing may be decided by it but what to show and when to
     /// stop waiting.
-    pub fn from_json(bytes: &[u8], machine: &crate::Machine) -> Result<Self, ReportError> {
+    pub fn from_json(bytes: &[u8], machine: &Machine) -> Result<Self, ReportError> {
         if bytes.len() > STATUS_LEN {
             return Err(ReportError::TooLong(bytes.len()));
         }
@@ -554,7 +609,7 @@ impl History {
     ///
     /// # Errors
     /// [`ReportError`]
-    pub fn from_json(bytes: &[u8], machine: &crate::Machine) -> Result<Self, ReportError> {
+    pub fn from_json(bytes: &[u8], machine: &Machine) -> Result<Self, ReportError> {
         if bytes.len() > crate::limits::HISTORY_LEN {
             return Err(ReportError::TooLong(bytes.len()));
         }

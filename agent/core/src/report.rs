@@ -1,7 +1,7 @@
 //! What the agent says of itself.
 
 use hoist_protocol::limits::WARNINGS;
-use hoist_protocol::{FORMAT, History, HistoryEntry, Order, State, Status, Text};
+use hoist_protocol::{History, HistoryEntry, Order, State, Status, Text};
 
 use crate::agent::{Agent, Wait, Work, percent};
 use crate::effect::Effect;
@@ -15,33 +15,23 @@ fn blank(agent: &Agent, moment: &Moment) -> Status {
     let mut warnings: Vec<_> = agent.ledger.damage.iter().cloned().collect();
     warnings.extend(moment.warnings.iter().cloned());
     warnings.truncate(WARNINGS);
+    let config = &agent.config;
+    let (version, session) = (config.version.clone(), config.session.clone());
+    let idle = Status::idle(
+        &config.machine,
+        config.system.clone(),
+        version,
+        session,
+        moment.now,
+    );
     Status {
-        agent: agent.config.machine.agent.clone(),
-        fleet: agent.config.fleet().clone(),
-        state: State::Idle,
-        ts: moment.now,
-        id: None,
-        epoch: None,
-        sequence: None,
-        local: false,
         floor_epoch: floor.map_or(0, |order| order.epoch),
         floor: floor.map_or(0, |order| order.sequence),
-        reason: None,
-        message: Text::default(),
-        progress: None,
-        path: None,
-        previous_path: None,
         current_path: moment.facts.current.clone(),
         profile_path: moment.facts.profile.clone(),
         boot_default_path: moment.facts.boot_default.clone(),
         booted_path: moment.facts.booted.clone(),
         reboot_reasons: moment.facts.reboot_reasons.clone(),
-        kind: None,
-        action: None,
-        attempts: 0,
-        closure_size: None,
-        fetch: None,
-        changes: None,
         held: hold.is_some(),
         held_until: hold.and_then(|hold| hold.until),
         warnings,
@@ -49,15 +39,10 @@ fn blank(agent: &Agent, moment: &Moment) -> Status {
             .broker
             .as_ref()
             .map(|url| Text::lossy(&url.to_string())),
-        tags: agent.config.tags.clone(),
-        log_lines: None,
-        log_tail: Vec::new(),
+        tags: config.tags.clone(),
         refused: agent.ledger.refused.clone(),
-        agent_version: agent.config.version.clone(),
-        system: agent.config.system.clone(),
-        formats: vec![FORMAT],
-        trusted_keys: agent.config.key_names(),
-        session: agent.config.session.clone(),
+        trusted_keys: config.key_names(),
+        ..idle
     }
 }
 

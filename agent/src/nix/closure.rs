@@ -33,7 +33,7 @@ pub(super) async fn ask(
     let of = |closures: &Closures| {
         let info = closures.info(closure)?;
         let before = running.and_then(|running| closures.info(running));
-        let changes = before.map(|before| info.changes_since(&before));
+        let changes = before.map(|before| info.difference_from(&before).changes());
         Some(Closure { info, changes })
     };
     let needed: Vec<_> = [closure].into_iter().chain(programs).collect();

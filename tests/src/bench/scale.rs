@@ -13,8 +13,8 @@ use bytes::Bytes;
 use hoist_certs::Role;
 use hoist_certs::authority::{Authority, days};
 use hoist_protocol::{
-    AgentName, Channel, Deployment, FORMAT, FleetName, Goal, Machine, Presence, State, Status,
-    StorePath, System, Text, TrustedKeys,
+    AgentName, Channel, Deployment, FleetName, Goal, Machine, Presence, State, Status, StorePath,
+    System, Text, TrustedKeys,
 };
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v4::{Packet, Publish};
@@ -314,48 +314,31 @@ impl Agent {
             Some(Goal::Rollback(_) | Goal::Stay) | None => None,
         };
         Status {
-            agent: self.machine.agent.clone(),
-            fleet: self.machine.fleet.clone(),
             state: match deployment {
                 Some(_) => State::Succeeded,
                 None => State::Idle,
             },
-            ts: hoist_certs::program::now(),
             id: order.map(|order| order.id),
             epoch: order.map(|order| order.epoch),
             sequence: order.map(|order| order.sequence),
-            local: false,
             floor_epoch: order.map_or(0, |order| order.epoch),
             floor: order.map_or(0, |order| order.sequence),
-            reason: None,
-            message: Text::default(),
-            progress: None,
-            previous_path: None,
             current_path: path.clone(),
             profile_path: path.clone(),
             boot_default_path: path.clone(),
             booted_path: path.clone(),
             path,
-            reboot_reasons: Vec::new(),
             kind: Some(Text::lossy("nixos")),
-            action: None,
             attempts: 1,
             closure_size: Some(2_400_000_000),
-            fetch: None,
-            changes: None,
-            held: false,
-            held_until: None,
-            warnings: Vec::new(),
-            broker: None,
-            tags: Vec::new(),
-            log_lines: None,
-            log_tail: Vec::new(),
-            refused: None,
-            agent_version: Text::lossy("0.1.0"),
-            system: System::new("x86_64-linux").expect("it is one"),
-            formats: vec![FORMAT],
             trusted_keys: vec![self.trusted.keys()[0].name().clone()],
-            session: Text::lossy("bench"),
+            ..Status::idle(
+                &self.machine,
+                System::new("x86_64-linux").expect("it is one"),
+                Text::lossy("0.1.0"),
+                Text::lossy("bench"),
+                hoist_certs::program::now(),
+            )
         }
     }
 }
