@@ -25,9 +25,10 @@ let
       crate,
       binary,
       description,
-      more ? { },
+      # Shell commands that make and install what is there besides the program.
+      documents ? "",
     }:
-    pkgs.rustPlatform.buildRustPackage ({
+    pkgs.rustPlatform.buildRustPackage {
       pname = binary;
       version = (lib.importTOML ../Cargo.toml).workspace.package.version;
       src = source;
@@ -45,30 +46,32 @@ let
         crate
         "--lib"
       ];
+      nativeBuildInputs = [ pkgs.installShellFiles ];
+      # The program writes its own manual pages, so it has to run where it is built.
+      postInstall = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) documents;
       meta = {
         inherit description;
         license = lib.licenses.asl20;
         mainProgram = binary;
       };
-    } // more);
+    };
+
+  manual = binary: ''
+    $out/bin/${binary} man man
+    installManPage man/*.1
+  '';
 in
 rec {
   hoist = program {
     crate = "hoist-publisher";
     binary = "hoist";
     description = "Signs, publishes and follows deployments of Nix machines";
-    more = {
-      nativeBuildInputs = [ pkgs.installShellFiles ];
-      # The program writes its own manual pages, so it has to run where it is built.
-      postInstall = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) ''
-        $out/bin/hoist man man
-        installManPage man/*.1
-        installShellCompletion --cmd hoist \
-          --bash <($out/bin/hoist completions bash) \
-          --zsh <($out/bin/hoist completions zsh) \
-          --fish <($out/bin/hoist completions fish)
-      '';
-    };
+    documents = manual "hoist" + ''
+      installShellCompletion --cmd hoist \
+        --bash <($out/bin/hoist completions bash) \
+        --zsh <($out/bin/hoist completions zsh) \
+        --fish <($out/bin/hoist completions fish)
+    '';
   };
   hoist-broker = program {
     crate = "hoist-broker";
@@ -79,6 +82,7 @@ rec {
     crate = "hoist-certs";
     binary = "hoist-certs";
     description = "Certificates and signing keys for a fleet";
+    documents = manual "hoist-certs";
   };
   default = hoist;
 }
@@ -88,5 +92,6 @@ rec {
     crate = "hoist-agent";
     binary = "hoist-agent";
     description = "Carries deployments out on a Nix machine";
+    documents = manual "hoist-agent";
   };
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
-use hoist_certs::program::{LogArgs, report};
+use hoist_certs::program::{LogArgs, ManArgs, report};
 
 use crate::commands::cancel::{CANCEL_EXAMPLES, CancelArgs};
 use crate::commands::completions::{COMPLETIONS_EXAMPLES, CompletionsArgs};
@@ -15,7 +15,6 @@ use crate::commands::forget::{FORGET_EXAMPLES, ForgetArgs};
 use crate::commands::history::{HISTORY_EXAMPLES, HistoryArgs};
 use crate::commands::hold::{HOLD_EXAMPLES, HoldArgs};
 use crate::commands::logs::LogsArgs;
-use crate::commands::man::ManArgs;
 use crate::commands::refresh::{REFRESH_EXAMPLES, RefreshArgs};
 use crate::commands::release::{RELEASE_EXAMPLES, ReleaseArgs};
 use crate::commands::retry::{RETRY_EXAMPLES, RetryArgs};
@@ -124,7 +123,11 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    cli.log.init(0);
+    // The doctor's findings are what would be warned of.
+    let warns = !matches!(cli.command, Command::Doctor(_)) || cli.log.verbose > 0;
+    if warns {
+        cli.log.init(0);
+    }
     let (name, json) = match &cli.command {
         Command::Deploy(args) => ("deploy", args.follow.json),
         Command::Build(_) => ("build", false),
@@ -175,7 +178,10 @@ fn run(cli: Cli) -> Result<Exit, CommandError> {
             Command::Forget(args) => commands::forget::run(&args, cli.settings).await,
             Command::Whoami(args) => commands::whoami::run(&args, cli.settings).await,
             Command::Completions(args) => commands::completions::run(&args, Cli::command()),
-            Command::Man(args) => commands::man::run(&args, Cli::command()),
+            Command::Man(args) => match args.write(Cli::command()) {
+                Ok(()) => Ok(Exit::Ok),
+                Err(source) => Err(CommandError::Write(args.folder, source)),
+            },
             Command::Hold(args) => commands::hold::run(&args, cli.settings).await,
             Command::Release(args) => commands::release::run(&args, cli.settings).await,
             Command::Cancel(args) => commands::cancel::run(&args, cli.settings).await,

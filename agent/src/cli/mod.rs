@@ -14,8 +14,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
-use clap::{Parser, Subcommand};
-use hoist_certs::program::{LogArgs, report};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use hoist_certs::program::{LogArgs, ManArgs, report};
 
 use crate::config::ConfigFlags;
 use crate::{activator, runtime};
@@ -36,7 +36,7 @@ struct Cli {
 
 fn notes() -> String {
     format!(
-        "{EXIT_CODES}\n\nAll but `run` are for whoever sits at the machine: as root, or as the user that the agent \
+        "{EXIT_CODES}\n\nAll but `run` and `man` are for whoever sits at the machine: as root, or as the user that the agent \
          runs as.\nLogs go to stderr; HOIST_LOG chooses what is logged."
     )
 }
@@ -62,6 +62,8 @@ enum Command {
     Activate(Box<activate::ActivateArgs>),
     /// Looks for what keeps this machine from being deployed, and says what to do
     Doctor(doctor::DoctorArgs),
+    /// Writes the manual pages into a folder
+    Man(ManArgs),
     /// Carries out one job; the agent starts this itself
     #[command(hide = true)]
     Activator {
@@ -118,6 +120,11 @@ fn run(command: Command) -> anyhow::Result<Exit> {
         Command::Rollback(args) => wait_for(activate::rollback(args)),
         Command::Activate(args) => wait_for(activate::activate(*args)),
         Command::Doctor(args) => wait_for(doctor::run(args)),
+        Command::Man(args) => {
+            let written = args.write(Cli::command());
+            written.with_context(|| format!("cannot write the pages into `{}`", args.folder))?;
+            Ok(Exit::Ok)
+        }
     }
 }
 
@@ -135,9 +142,25 @@ fn wait_for(command: impl Future<Output = anyhow::Result<Exit>>) -> anyhow::Resu
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
+
+    #[test]
+    fn there_is_a_manual_page_for_every_command_but_the_agents_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let man = Utf8PathBuf::from_path_buf(folder.path().join("man1")).unwrap();
+        run(Command::Man(ManArgs {
+            folder: man.clone(),
+        }))
+        .unwrap();
+        let own = Cli::command();
+        for command in own.get_subcommands() {
+            let page = man.join(format!("hoist-agent-{}.1", command.get_name()));
+            let is_own = command.is_hide_set();
+            assert_eq!(page.is_file(), !is_own, "{page}");
+        }
+        let page = std::fs::read_to_string(man.join("hoist-agent-run.1")).unwrap();
+        assert!(page.contains("trusted"), "{page}");
+    }
 
     #[test]
     fn the_command_line_holds_together() {

@@ -10,11 +10,12 @@ mod signing_key;
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use camino::Utf8PathBuf;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use hoist_certs::authority::{Validity, days};
 use hoist_certs::files::Overwrite;
-use hoist_certs::program::{LogArgs, report};
+use hoist_certs::program::{LogArgs, ManArgs, report};
 
 /// Makes and shows the certificates and keys of a fleet.
 ///
@@ -53,6 +54,8 @@ enum Command {
     List(list::List),
     Revoke(revoke::Revoke),
     Crl(revoke::CrlCommand),
+    /// Writes the manual pages into a folder
+    Man(ManArgs),
 }
 
 /// Where files go, and whether they may replace others.
@@ -93,6 +96,7 @@ pub(crate) fn main() -> ExitCode {
         Command::List(command) => command.run(),
         Command::Revoke(command) => command.run(),
         Command::Crl(command) => command.run(),
+        Command::Man(args) => manual(&args),
     };
     match done {
         Ok(code) => code,
@@ -101,6 +105,12 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn manual(args: &ManArgs) -> anyhow::Result<ExitCode> {
+    let written = args.write(Cli::command());
+    written.with_context(|| format!("cannot write the pages into `{}`", args.folder))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Prints to stdout; a reader that has gone (`| head`) is no error.

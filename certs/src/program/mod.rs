@@ -1,8 +1,10 @@
-//! What every program does the same way: logging, configuration files, errors, the time, durations, sizes.
+//! What every program does the same way: logging, configuration files, errors, manual pages, the time, durations,
+//! sizes.
 
 mod config;
 mod duration;
 mod logging;
+mod manual;
 mod size;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,6 +14,7 @@ use hoist_protocol::{Text, Timestamp};
 pub use config::{ConfigError, read_toml};
 pub use duration::{DurationError, parse_duration, parse_duration_within, show_duration};
 pub use logging::{LogArgs, LogFormat, init_logging};
+pub use manual::ManArgs;
 pub use size::{show_size, show_size_difference};
 
 /// The time by this machine's clock; 1970 when the clock stands before that.

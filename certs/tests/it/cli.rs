@@ -435,3 +435,14 @@ fn show_goes_on_after_a_file_that_is_nothing() {
         ran.stdout
     );
 }
+
+#[test]
+fn there_is_a_manual_page_for_every_command() {
+    let folder = Folder::new();
+    done(&folder.path, &["man", "share/man1"]);
+    let pages = names(&folder.path.join("share/man1"));
+    for command in ["", "-init", "-issue", "-revoke", "-crl"] {
+        let page = format!("hoist-certs{command}.1");
+        assert!(pages.contains(&page), "{page}: {pages:?}");
+    }
+}

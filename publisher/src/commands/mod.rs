@@ -16,7 +16,6 @@ pub mod history;
 pub mod hold;
 pub mod logs;
 mod making;
-pub mod man;
 mod prepare;
 mod preview;
 mod provenance;

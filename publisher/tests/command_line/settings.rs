@@ -235,3 +235,21 @@ fn a_wrong_command_line_is_usage() {
         assert_eq!(folder.hoist(args).status.code(), Some(2), "{args:?}");
     }
 }
+
+#[test]
+fn the_doctor_says_once_that_others_can_read_a_key() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let folder = Folder::new();
+    for name in ["ci.key", "ci.signing-key"] {
+        let readable = fs::Permissions::from_mode(0o644);
+        fs::set_permissions(folder.path().join(name), readable).unwrap();
+    }
+    let output = folder.hoist(&["doctor"]);
+    assert_eq!(text(&output.stderr), "");
+    let said = text(&output.stdout);
+    for name in ["ci.key", "ci.signing-key"] {
+        let advice = format!("`chmod 600 {name}`");
+        assert_eq!(said.matches(&advice).count(), 1, "{name}: {said}");
+    }
+}
