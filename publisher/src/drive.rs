@@ -133,7 +133,9 @@ impl<'a> Driver<'a> {
                 self.act(run, &action);
             }
             let (at, wall) = (begin.elapsed(), now());
-            self.console.show(run.published(), run.outlook(at, wall));
+            let bakes_for = pace.as_ref().and_then(|pace| pace.bakes_for(at));
+            self.console
+                .show(run.published(), run.outlook(at, wall), bakes_for);
             match &mut pace {
                 None if run.is_over(at, wall) => return Stop::Over,
                 None => {}

@@ -80,7 +80,7 @@ pub enum Event {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// It did not come about.
-    #[error("cannot connect to the broker ({attempts} attempts)")]
+    #[error("cannot connect to the broker{}", tried(*.attempts))]
     Connect {
         /// How often it was tried.
         attempts: u32,
@@ -91,6 +91,14 @@ pub enum LinkError {
     /// The broker refuses what it had accepted before.
     #[error("the broker does not let us in any more")]
     Denied(#[source] ConnectFailure),
+}
+
+/// That more than one attempt was made.
+fn tried(attempts: u32) -> String {
+    match attempts {
+        0 | 1 => String::new(),
+        more => format!(" ({more} attempts)"),
+    }
 }
 
 enum Pumped {

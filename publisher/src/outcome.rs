@@ -18,8 +18,8 @@ pub enum Outcome {
     Staged,
     /// The machine says what it would do, and did nothing.
     DryActivated,
-    /// The machine leaves everything as it is, as it was told.
-    Holds,
+    /// The machine is held, as it was told: it leaves everything as it is.
+    Held,
     /// It was signed and written into a file, for others to sign.
     Prepared,
     /// There was nothing to do for the machine, and nothing was published.
@@ -52,8 +52,8 @@ pub enum Outcome {
     UnderWay,
     /// The machine is offline and gets it when it returns.
     Offline,
-    /// The machine is held, and begins when it is released.
-    Held,
+    /// The machine is held for another reason, and takes it on release.
+    Deferred,
 }
 
 impl Outcome {
@@ -91,7 +91,7 @@ impl Outcome {
             Self::Unchanged => "unchanged",
             Self::Staged => "staged",
             Self::DryActivated => "dry_activated",
-            Self::Holds => "holds",
+            Self::Held => "held",
             Self::Skipped => "skipped",
             Self::Prepared => "prepared",
             Self::Published => "published",
@@ -108,7 +108,7 @@ impl Outcome {
             Self::TimedOut => "timed_out",
             Self::UnderWay => "under_way",
             Self::Offline => "offline",
-            Self::Held => "held",
+            Self::Deferred => "deferred",
         }
     }
 
@@ -121,7 +121,7 @@ impl Outcome {
                 | Self::Unchanged
                 | Self::Staged
                 | Self::DryActivated
-                | Self::Holds
+                | Self::Held
                 | Self::Skipped
                 | Self::Prepared
                 | Self::Published
@@ -132,12 +132,12 @@ impl Outcome {
     fn exit(self) -> Exit {
         let reported = |state: &&State| Self::of(**state) == Some(self);
         match self {
-            Self::Holds | Self::Skipped | Self::Prepared | Self::Published => Exit::Ok,
+            Self::Held | Self::Skipped | Self::Prepared | Self::Published => Exit::Ok,
             Self::NotPublished => Exit::Error,
             // The rollout stopped because of others, which say why.
             Self::NotBegun => Exit::Failed,
             Self::TimedOut | Self::UnderWay => Exit::TimedOut,
-            Self::Offline | Self::Held => Exit::Offline,
+            Self::Offline | Self::Deferred => Exit::Offline,
             // The others are the machine's own word, which means the same at the machine.
             _ => {
                 let state = State::ALL.iter().find(reported).copied();
@@ -153,7 +153,7 @@ impl Outcome {
             // The messages of the last six are the publisher's own and say what to do already.
             Self::Succeeded
             | Self::Unchanged
-            | Self::Holds
+            | Self::Held
             | Self::Skipped
             | Self::Prepared
             | Self::Published
@@ -163,7 +163,7 @@ impl Outcome {
             | Self::TimedOut
             | Self::UnderWay
             | Self::Offline
-            | Self::Held => "",
+            | Self::Deferred => "",
             Self::Staged => "the next boot brings it; `hoist status` says then what was booted",
             Self::DryActivated => "nothing was changed; `hoist logs` shows what would be",
             Self::NotPublished => "nothing has changed on it",
@@ -216,7 +216,7 @@ const PRECEDENCE: [Exit; 8] = [
 /// otherwise these count only when there is no other.
 #[must_use]
 pub fn exit_of(outcomes: &[Outcome], waited_for_all: bool) -> Exit {
-    let is_away = |outcome: &Outcome| matches!(outcome, Outcome::Offline | Outcome::Held);
+    let is_away = |outcome: &Outcome| matches!(outcome, Outcome::Offline | Outcome::Deferred);
     let away_counts = waited_for_all || outcomes.iter().all(is_away);
     let exits: Vec<Exit> = outcomes
         .iter()
@@ -263,10 +263,10 @@ mod tests {
         assert_eq!(exit_of(&outcomes, false), Exit::Ok);
         assert_eq!(exit_of(&outcomes, true), Exit::Offline);
         assert_eq!(exit_of(&[Outcome::Offline; 2], false), Exit::Offline);
-        let away = [Outcome::Held, Outcome::Offline];
+        let away = [Outcome::Deferred, Outcome::Offline];
         assert_eq!(exit_of(&away, false), Exit::Offline);
         assert_eq!(
-            exit_of(&[Outcome::Held, Outcome::Succeeded], false),
+            exit_of(&[Outcome::Deferred, Outcome::Succeeded], false),
             Exit::Ok
         );
     }

@@ -36,7 +36,8 @@ pub enum PlanError {
 /// What becomes of the hold from afar that a machine may be under.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Hold {
-    /// It stays: whoever deploys to a machine that somebody holds does not let it go.
+    /// It stays: whoever deploys to a machine that somebody holds does not let it go. Which hold that is gets known when
+    /// the deployment is made, by what lies on the machine's topic.
     Stays(Held),
     /// This takes its place, as somebody asked for.
     Set(Held),

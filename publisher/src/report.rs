@@ -260,7 +260,7 @@ impl MachineReport {
 
     /// For a machine that has the closure by `deployment` already, so that nothing was published.
     #[must_use]
-    pub fn skipped(deployment: &Deployment, closure: Closure) -> Self {
+    pub fn left_out(deployment: &Deployment, closure: Closure) -> Self {
         let order = deployment.order();
         let current_path = closure.path.clone();
         Self {
@@ -279,7 +279,7 @@ impl MachineReport {
         let tone = match self.outcome {
             outcome if outcome.is_good() => Tone::Good,
             Outcome::Offline
-            | Outcome::Held
+            | Outcome::Deferred
             | Outcome::Superseded
             | Outcome::UnderWay
             | Outcome::NotBegun => Tone::Mild,
@@ -533,7 +533,7 @@ mod tests {
         let mut refused = ended("web-5", Outcome::Rejected);
         refused.reason = Some(Reason::NoAgent);
         refused.message = Text::lossy("the closure has no agent");
-        let mut held = ended("web-6", Outcome::Held);
+        let mut held = ended("web-6", Outcome::Deferred);
         held.message = Text::lossy(&said::held_at_machine(None));
         let staged = ended("web-3", Outcome::Staged);
         let dry = ended("web-4", Outcome::DryActivated);

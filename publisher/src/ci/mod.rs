@@ -222,7 +222,7 @@ fn annotations(report: &Report) -> String {
 const fn is_bad(outcome: Outcome) -> bool {
     match outcome {
         Outcome::Offline
-        | Outcome::Held
+        | Outcome::Deferred
         | Outcome::Superseded
         | Outcome::Cancelled
         | Outcome::NotBegun

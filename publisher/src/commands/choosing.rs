@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use clap::Args;
 use hoist_certs::Role;
 use hoist_certs::program::now;
-use hoist_protocol::{AgentName, FleetName, Held, Machine, Timestamp, TrustedKeys};
+use hoist_protocol::{AgentName, FleetName, Machine, Timestamp, TrustedKeys};
 
 use super::ending::NAMED;
 use super::making::Warnings;
 use super::send::{Sending, Task};
-use super::standing::{NotStanding, Standing, hold};
+use super::standing::{NotStanding, Standing};
 use super::{CommandError, preview, unknown_machine};
 use crate::console::Console;
 use crate::flags::{DeploymentArgs, FollowArgs, SelectionArgs};
 use crate::link::Link;
 use crate::outcome::Exit;
-use crate::plan::{Hold, Wish};
+use crate::plan::Wish;
 use crate::report::{Closure, MachineReport};
 use crate::select::{Selection, Selector};
 use crate::settings::{Flags, Settings, SigningFlags, process_environment};
@@ -67,15 +67,6 @@ impl About<'_> {
     /// What lies on its topic, when it may be signed again.
     pub(super) fn standing(&self) -> Result<Standing, NotStanding> {
         Standing::of(self.machine, self.seen, self.trusted, self.now)
-    }
-
-    /// The hold that it is under by what lies on its topic.
-    fn hold(&self) -> Held {
-        let (_, retained) = self.seen.orders(self.machine, self.trusted);
-        match retained {
-            Some(Ok(retained)) => hold(retained.deployment().parts(), self.now),
-            Some(Err(_)) | None => Held::No,
-        }
     }
 }
 
@@ -152,10 +143,7 @@ impl Chosen {
                 now: at,
             };
             match choose.choose(&about)? {
-                Choice::Send(mut wish, said) => {
-                    if let Hold::Stays(held) = &mut wish.hold {
-                        *held = about.hold();
-                    }
+                Choice::Send(wish, said) => {
                     chosen.wishes.insert(agent.clone(), *wish);
                     chosen.said.insert(agent.clone(), said);
                 }

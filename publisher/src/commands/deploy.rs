@@ -74,9 +74,9 @@ pub struct DeployArgs {
     #[arg(required_unless_present_any = ["flake", "signed"])]
     pub spec: Option<Utf8PathBuf>,
     /// Publish what `--prepare` wrote into this file and enough people have signed; no signing key is needed, and
-    /// everything else about it is signed already
+    /// everything else about it is signed already, but for how a rollout goes (below)
     #[arg(long, value_name = "FILE", conflicts_with_all = [
-        "spec", "flake", "cache", "no_skip", "agents", "conditions", "stale", "dry_run", "canary", "batch", "prepare", "raise_epoch", "message",
+        "spec", "flake", "cache", "no_skip", "agents", "conditions", "stale", "dry_run", "prepare", "raise_epoch", "message",
         "revision", "run_url", "actor", "substituters", "substituter_keys", "no_digest", "require_digest",
         "github_deployment", "ActivationArgs", "CheckArgs",
     ])]
@@ -196,6 +196,13 @@ pub async fn run(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> 
 
 async fn deploy(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
     let settings = Settings::load(flags, &process_environment)?;
+    let rollout = args.rollout.rollout();
+    if rollout.is_some() && (args.follow.is_async || args.follow.wait == WaitFor::None) {
+        return Err(CommandError::RolloutWithoutWaiting);
+    }
+    if rollout.is_some() && args.deployment.prepare.is_some() {
+        return Err(CommandError::PreparedRollout);
+    }
     if let Some(file) = &args.signed {
         return signed::run(args, &settings, file).await;
     }
@@ -204,13 +211,6 @@ async fn deploy(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
         conditions: args.selection.conditions.clone(),
         heard_within: args.stale,
     };
-    let rollout = args.rollout.rollout();
-    if rollout.is_some() && (args.follow.is_async || args.follow.wait == WaitFor::None) {
-        return Err(CommandError::RolloutWithoutWaiting);
-    }
-    if rollout.is_some() && args.deployment.prepare.is_some() {
-        return Err(CommandError::PreparedRollout);
-    }
     let spec = match (&args.spec, &args.flake) {
         (_, Some(flake)) => match of_flake(flake, args, &settings, &selection).await {
             Ok(Some(spec)) => spec,
@@ -242,7 +242,7 @@ async fn deploy(args: &DeployArgs, flags: Flags) -> Result<Exit, CommandError> {
         Told::Warning(warning) => sending.warnings.push(warning),
     }
     sending.rollout = rollout;
-    sending.skips = !args.no_skip;
+    sending.leaves_out = !args.no_skip;
     sending.releases = args.release;
     sending.way_back = options(&args.activation, &CheckArgs::default()).of_a_way_back();
     sending.run(Task::Targets(targets, selection)).await

@@ -33,7 +33,7 @@ enum Would {
     /// It would get the deployment when it returns.
     Wait,
     /// It would begin when it is released.
-    BeHeld,
+    BeDeferred,
     /// The machine has never reported.
     BeUnknown,
 }
@@ -49,7 +49,7 @@ impl Would {
             return Self::BeUnchanged;
         }
         if stays_held || status.is_some_and(|status| status.held) {
-            return Self::BeHeld;
+            return Self::BeDeferred;
         }
         match seen.presence {
             Some(Presence::Online) => Self::Change,
@@ -62,7 +62,7 @@ impl Would {
             Self::Change => ("to change", Tone::Good),
             Self::BeUnchanged => ("unchanged: it runs that already", Tone::Plain),
             Self::Wait => ("offline: it gets it when it returns", Tone::Mild),
-            Self::BeHeld => ("held: it begins when it is released", Tone::Mild),
+            Self::BeDeferred => ("held: it begins when it is released", Tone::Mild),
             Self::BeUnknown => ("never reported: is the name right?", Tone::Bad),
         }
     }

@@ -31,6 +31,12 @@ pub(super) struct Ending<'a> {
     pub(super) json: bool,
 }
 
+/// What is said last of all.
+enum Last {
+    Note(String),
+    Warning(String),
+}
+
 impl Ending<'_> {
     /// Puts the exit code into the report, prints it, and says what somebody may do about it.
     ///
@@ -44,19 +50,41 @@ impl Ending<'_> {
         published: Published,
     ) -> Result<Exit, CommandError> {
         let console = self.console;
-        let exit = match stop {
-            Stop::Over | Stop::Halted(_) | Stop::TimeUp => {
-                exit_of(&report.outcomes(), self.waits_for_all)
+        let all = self.waits_for_all;
+        // Every way to end: the exit code, and what is to be said after the report.
+        let (exit, last) = match stop {
+            Stop::Over | Stop::Halted(_) => (exit_of(&report.outcomes(), all), Vec::new()),
+            Stop::Cancelled(_) => (exit_of_cancelled(&report.outcomes(), all), Vec::new()),
+            Stop::TimeUp => {
+                let after = crate::duration::show(self.timeout);
+                let said = format!("the time was up after {after}; {}", how_to_watch(report));
+                (exit_of(&report.outcomes(), all), vec![Last::Note(said)])
             }
-            Stop::Cancelled(_) => exit_of_cancelled(&report.outcomes(), self.waits_for_all),
-            Stop::Interrupted => Exit::Interrupted,
-            Stop::Lost(_) => Exit::Error,
+            Stop::Interrupted => {
+                report.time_was_not_up();
+                report.interrupted = true;
+                let mut last = Vec::new();
+                if !published.is_over() {
+                    let Published { there, of, .. } = published;
+                    last.push(Last::Warning(format!(
+                        "interrupted after {there} of {of} deployments had been published and read back"
+                    )));
+                }
+                last.push(Last::Note(format!(
+                    "interrupted: the machines are left alone and go on by themselves; {}",
+                    how_to_watch(report)
+                )));
+                (Exit::Interrupted, last)
+            }
+            Stop::Lost(error) => {
+                report.time_was_not_up();
+                let error = std::error::Error::source(error)
+                    .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
+                let said = format!("{error}; {}", how_to_watch(report));
+                (Exit::Error, vec![Last::Warning(said)])
+            }
         };
-        if matches!(stop, Stop::Interrupted | Stop::Lost(_)) {
-            report.time_was_not_up();
-        }
         report.exit_code = exit.code();
-        report.interrupted = matches!(stop, Stop::Interrupted);
         show_tails(console, report, lines_shown);
         self.log.end_section();
         let printed = match self.json {
@@ -64,29 +92,10 @@ impl Ending<'_> {
             false => self.log.table(&report.table()),
         };
         printed.map_err(CommandError::Output)?;
-        match stop {
-            Stop::Over | Stop::Halted(_) | Stop::Cancelled(_) => {}
-            Stop::TimeUp => console.note(&format!(
-                "the time was up after {}; {}",
-                crate::duration::show(self.timeout),
-                how_to_watch(report)
-            )),
-            Stop::Interrupted => {
-                if !published.is_over() {
-                    let Published { there, of, .. } = published;
-                    console.warn(&format!(
-                        "interrupted after {there} of {of} deployments had been published and read back"
-                    ));
-                }
-                console.note(&format!(
-                    "interrupted: the machines are left alone and go on by themselves; {}",
-                    how_to_watch(report)
-                ));
-            }
-            Stop::Lost(error) => {
-                let error = std::error::Error::source(error)
-                    .map_or_else(|| error.to_string(), |source| format!("{error}: {source}"));
-                console.warn(&format!("{error}; {}", how_to_watch(report)));
+        for said in last {
+            match said {
+                Last::Note(text) => console.note(&text),
+                Last::Warning(text) => console.warn(&text),
             }
         }
         if report.machines.is_empty() {

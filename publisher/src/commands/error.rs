@@ -89,11 +89,18 @@ pub enum CommandError {
     /// What was signed cannot be read back.
     #[error("what was signed cannot be read back")]
     Prepared(#[source] hoist_protocol::VerifyError),
-    /// What is prepared is published by a later command, all at once.
+    /// What is prepared is published by a later command, which knows who is online then.
     #[error(
-        "--prepare does not go with --canary and --batch: what was prepared is published all at once"
+        "--prepare does not go with --canary and --batch: give them to `hoist deploy --signed`, which publishes what was \
+         prepared"
     )]
     PreparedRollout,
+    /// The way back of a rollout is signed when it is needed, and not by everybody who signed the rollout.
+    #[error(
+        "--signed does not go with --on-failure rollback: the way back would need as many signatures; without it the \
+         rollout stops, and `hoist rollback --prepare` makes a way back for others to sign"
+    )]
+    SignedWayBack,
     /// What was prepared has expired.
     #[error("the deployment of `{0}` in `{1}` has expired; prepare it again")]
     PreparedExpired(AgentName, camino::Utf8PathBuf),
@@ -238,6 +245,7 @@ impl CommandError {
             | Self::TooFewSigners { .. }
             | Self::SignedFile(_)
             | Self::PreparedRollout
+            | Self::SignedWayBack
             | Self::PreparedExpired(..)
             | Self::OtherFleet { .. }
             | Self::NotSigned(..)

@@ -178,7 +178,7 @@ fn headline(status: &Status) -> String {
         (None, _) => String::new(),
     };
     let state = status.state.as_str().replace('_', " ");
-    format!("{}: deployment {id} {state}{lines}", status.agent)
+    format!("{}: deployment {} {state}{lines}", status.agent, id.short())
 }
 
 /// Of a deployment that was tried dry, what would be different.

@@ -25,9 +25,12 @@ const CLOCKS_APART: Duration = Duration::from_secs(60 * 60);
 /// What was made for the machines.
 pub(super) struct Made {
     pub(super) divided: Option<Divided>,
+    /// What they are called together, by which `hoist wait` and `hoist cancel` find them; none where each stands alone.
+    pub(super) rollout: Option<Uuid>,
     pub(super) signed: Vec<Signed>,
     pub(super) unsigned: Vec<MachineReport>,
-    pub(super) skipped: Vec<MachineReport>,
+    /// Those of machines that have it already.
+    pub(super) left_out: Vec<MachineReport>,
     pub(super) closures: BTreeMap<AgentName, Closure>,
     pub(super) warnings: Warnings,
 }
@@ -39,14 +42,18 @@ impl Sending<'_> {
         snapshot: &Snapshot,
     ) -> Result<Made, CommandError> {
         let orders = self.orders();
-        let skipped = self.skip(&mut wishes, snapshot);
+        let left_out = self.leave_out(&mut wishes, snapshot);
         let before = self.before(&mut wishes, snapshot, orders.now);
         let mut made = Made {
-            divided: (self.rollout.filter(|_| !wishes.is_empty()))
-                .map(|rollout| Divided::new(rollout, &wishes, snapshot)),
+            divided: (self.rollout.filter(|_| !wishes.is_empty())).map(|rollout| {
+                let machines =
+                    (wishes.iter()).map(|(agent, wish)| (agent, &wish.target, wish.hold));
+                Divided::new(Uuid::now_v7(), rollout, machines, snapshot)
+            }),
+            rollout: None,
             signed: Vec::new(),
             unsigned: Vec::new(),
-            skipped,
+            left_out,
             closures: BTreeMap::new(),
             warnings: Warnings::default(),
         };
@@ -65,10 +72,11 @@ impl Sending<'_> {
                 made.warnings.add(warning, &agent);
             }
             let closure = Closure::of(&wish.target);
-            wish.rollout = (made.divided.as_ref())
-                .map(|divided| divided.part(&agent))
-                .or_else(|| self.picked_up_as().map(whole))
-                .or(wish.rollout);
+            // One that cancels a rollout says of which.
+            wish.rollout = (wish.rollout)
+                .or_else(|| Some(made.divided.as_ref()?.part(&agent)))
+                .or_else(|| self.picked_up_as().map(whole));
+            made.rollout = made.rollout.or(wish.rollout.map(|part| part.id));
             match orders.sign(machine, wish, known, new_id()).await {
                 Ok(signed) => {
                     made.closures.insert(agent, closure);
@@ -115,14 +123,14 @@ impl Sending<'_> {
     }
 
     /// Takes out of `wishes` what machines have already.
-    fn skip(
+    fn leave_out(
         &self,
         wishes: &mut BTreeMap<AgentName, Wish>,
         snapshot: &Snapshot,
     ) -> Vec<MachineReport> {
         let deployment = self.deployment();
         // A higher epoch is something new for every machine.
-        if !self.skips || deployment.raise_epoch {
+        if !self.leaves_out || deployment.raise_epoch {
             return Vec::new();
         }
         let already = match Already::new(&self.keys().signing, now(), deployment.expires) {
@@ -132,17 +140,17 @@ impl Sending<'_> {
                 return Vec::new();
             }
         };
-        let mut skipped = Vec::new();
+        let mut left_out = Vec::new();
         wishes.retain(|agent, wish| {
             let machine = Machine::new(self.fleet().clone(), agent.clone());
             let seen = snapshot.machine(agent);
             let Some(by) = seen.and_then(|seen| already.by(&machine, seen, &wish.target)) else {
                 return true;
             };
-            skipped.push(MachineReport::skipped(&by, Closure::of(&wish.target)));
+            left_out.push(MachineReport::left_out(&by, Closure::of(&wish.target)));
             false
         });
-        skipped
+        left_out
     }
 
     /// What may keep the machine from carrying it out, by its own word.
@@ -189,13 +197,13 @@ impl Sending<'_> {
 
 impl Made {
     /// That machines are left out, and what to do about it.
-    pub(super) fn said_of_skipped(&self) -> String {
-        let (skipped, all) = (self.skipped.len(), self.skipped.len() + self.signed.len());
-        let have = match (skipped, self.signed.is_empty()) {
+    pub(super) fn said_of_left_out(&self) -> String {
+        let (left_out, all) = (self.left_out.len(), self.left_out.len() + self.signed.len());
+        let have = match (left_out, self.signed.is_empty()) {
             (1, true) => "the machine has it already: nothing was published".to_owned(),
-            (_, true) => format!("all {skipped} machines have it already: nothing was published"),
+            (_, true) => format!("all {left_out} machines have it already: nothing was published"),
             (1, false) => format!("1 of {all} machines has it already and is left out"),
-            (_, false) => format!("{skipped} of {all} machines have it already and are left out"),
+            (_, false) => format!("{left_out} of {all} machines have it already and are left out"),
         };
         format!("{have} (--no-skip deploys again)")
     }

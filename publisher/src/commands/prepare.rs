@@ -44,7 +44,7 @@ pub(super) fn write(
         })
         .collect();
     machines.extend(made.unsigned);
-    machines.extend(made.skipped);
+    machines.extend(made.left_out);
     let fleet = sending.fleet().clone();
     let mut report = Report::new(sending.command(), fleet, machines, warnings, took);
     let exit = exit_of(&report.outcomes(), false);

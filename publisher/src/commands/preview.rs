@@ -1,17 +1,20 @@
 //! `--dry-run` of the commands that make something of what machines have: what would be published for whom.
 
-use hoist_protocol::{AgentName, Presence, StorePath, Text};
+use hoist_certs::program::now;
+use hoist_protocol::{AgentName, Held, Machine, Presence, StorePath, Text};
 use serde::Serialize;
 
 use super::choosing::{Chosen, check_names};
 use super::ending::leave;
 use super::send::{Sending, Task};
+use super::standing::hold_there;
 use super::status::short_path;
 use super::{CommandError, unless_interrupted};
 use crate::ci::summary;
 use crate::console::Console;
 use crate::console::table::{Page, Tone, render};
 use crate::outcome::{Exit, Outcome};
+use crate::plan::Hold;
 use crate::report::{SCHEMA, document};
 use crate::snapshot::Seen;
 
@@ -127,9 +130,16 @@ async fn rows(sending: &Sending<'_>, task: &Task) -> Result<Vec<Row>, CommandErr
             detail: Text::lossy(detail),
         }
     };
+    let at = now();
+    let stays_held = |agent: &AgentName| {
+        let stays =
+            (chosen.wishes.get(agent)).is_some_and(|wish| matches!(wish.hold, Hold::Stays(_)));
+        let seen = snapshot.machine(agent).filter(|_| stays);
+        let machine = Machine::new(sending.fleet().clone(), agent.clone());
+        seen.is_some_and(|seen| hold_there(&machine, seen, &sending.keys().trusted, at) != Held::No)
+    };
     let sent = (chosen.said.iter()).map(|(agent, said)| {
-        let stays_held = (chosen.wishes.get(agent)).is_some_and(|wish| wish.hold.goes_on());
-        let then = if stays_held { STAYS_HELD } else { "" };
+        let then = if stays_held(agent) { STAYS_HELD } else { "" };
         row(agent, Would::Publish, &format!("{said}{then}"))
     });
     let others = chosen.others.iter().map(|report| {

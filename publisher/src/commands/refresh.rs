@@ -48,7 +48,7 @@ impl Choose for Refresh {
         };
         let held = standing.hold(about.now);
         let said = format!(
-            "renewed, which ended {}: {}",
+            "renewed; it was valid until {}: {}",
             standing.parts().expires,
             standing.said()
         );

@@ -123,7 +123,7 @@ impl Good<'_> {
         let path = self.path.map_or_else(String::new, |path| {
             format!(" ({})", super::status::short_path(path))
         });
-        format!("deployment {}{path}", self.id)
+        format!("deployment {}{path}", self.id.short())
     }
 }
 
@@ -138,7 +138,7 @@ fn to(seen: &Seen, given: IdEnd, is_one: bool) -> Option<Choice> {
     };
     id.map(|id| Choice {
         to: RollbackTo::Deployment(id),
-        said: format!("back to deployment {id}"),
+        said: format!("back to deployment {}", id.short()),
     })
 }
 

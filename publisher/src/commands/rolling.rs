@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hoist_certs::program::now;
 use hoist_protocol::{
-    AgentName, DeploymentId, Goal, KnownOrders, RollbackTo, Rollout as Part, Text,
+    AgentName, DeploymentId, Goal, KnownOrders, RollbackTo, Rollout as Part, Target, Text,
 };
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ use crate::drive::{Driver, Interrupts, Stop};
 use crate::follow::{Cancelled, End, Run, Wait};
 use crate::link::{Filter, Link};
 use crate::outcome::Outcome;
-use crate::plan::{Signed, Wish};
+use crate::plan::{Hold, Signed, Wish};
 use crate::report::{MachineReport, RolloutReport};
 use crate::rollout::{Known, OnFailure, Pace, Rollout, Why, divide};
 use crate::snapshot::{Seen, Snapshot};
@@ -30,27 +30,29 @@ pub(super) struct Divided {
 }
 
 impl Divided {
-    pub(super) fn new(
+    /// Divides the machines, each with what it is to run and whether that finds it held, by what is known of them now.
+    pub(super) fn new<'a>(
+        id: Uuid,
         rollout: Rollout,
-        wishes: &BTreeMap<AgentName, Wish>,
+        machines: impl Iterator<Item = (&'a AgentName, &'a Target, Hold)>,
         snapshot: &Snapshot,
     ) -> Self {
-        let known: Vec<Known> = wishes
-            .iter()
-            .map(|(agent, wish)| {
-                let path = match &wish.target.goal {
+        let (agents, known): (Vec<AgentName>, Vec<Known>) = machines
+            .map(|(agent, target, hold)| {
+                let path = match &target.goal {
                     Goal::Closure(path) => Some(path),
                     Goal::Rollback(_) | Goal::Stay => None,
                 };
-                Known::of(snapshot.machine(agent), path, wish.hold.goes_on())
+                let known = Known::of(snapshot.machine(agent), path, hold.goes_on());
+                (agent.clone(), known)
             })
-            .collect();
+            .unzip();
         let (numbers, batches) = divide(rollout.division, &known);
         Self {
-            id: Uuid::now_v7(),
+            id,
             rollout,
             batches,
-            of: wishes.keys().cloned().zip(numbers).collect(),
+            of: agents.into_iter().zip(numbers).collect(),
         }
     }
 
@@ -86,16 +88,19 @@ impl Divided {
         } else {
             ""
         };
-        format!(
-            "rollout {}: {} machines in {} batches ({}{more})",
-            DeploymentId::new(self.id).short(),
-            self.of.len(),
-            self.batches,
-            shown.join(", ")
-        )
+        let machines = match self.of.len() {
+            1 => "1 machine".to_owned(),
+            machines => format!("{machines} machines"),
+        };
+        let batches = match self.batches {
+            1 => "one batch".to_owned(),
+            batches => format!("{batches} batches ({}{more})", shown.join(", ")),
+        };
+        let id = DeploymentId::new(self.id).short();
+        format!("rollout {id}: {machines} in {batches}")
     }
 
-    pub(super) const fn goes_back(&self) -> bool {
+    const fn goes_back(&self) -> bool {
         matches!(self.rollout.on_failure, OnFailure::Rollback)
     }
 
@@ -117,7 +122,7 @@ impl Divided {
     }
 
     /// What somebody has to know of a rollout that somebody else cancelled.
-    pub(super) fn cancelled(&self, by: &Cancelled, batch: u16) -> String {
+    fn cancelled(&self, by: &Cancelled, batch: u16) -> String {
         format!(
             "the rollout was cancelled in batch {} of {}, {}; the machines that have it keep it, and the same command again \
              goes on from here",
@@ -128,7 +133,7 @@ impl Divided {
     }
 
     /// What somebody has to know of a rollout that stopped.
-    pub(super) fn halted(&self, why: Why, sent_back: (usize, usize)) -> String {
+    fn halted(&self, why: Why, sent_back: (usize, usize)) -> String {
         let Why {
             failed,
             of,
@@ -151,22 +156,39 @@ impl Divided {
     }
 }
 
+/// How a rollout came to its end, and what was done about it.
+pub(super) struct Ended {
+    /// Why nothing more is waited for.
+    pub(super) stop: Stop,
+    /// What somebody has to know of that.
+    pub(super) warnings: Vec<String>,
+    /// How the machines came back, where they were sent back.
+    pub(super) way_back: Option<WayBack>,
+}
+
+/// What is needed to send machines back.
+pub(super) struct Line<'a> {
+    pub(super) link: &'a mut Link,
+    pub(super) console: &'a mut Console,
+    pub(super) filters: &'a [Filter],
+    pub(super) interrupts: &'a mut Interrupts,
+}
+
 /// How the machines came back.
 pub(super) struct WayBack {
     /// The deployment that sends a machine back, none where it was not signed, and how that ended.
     ends: BTreeMap<AgentName, (Option<DeploymentId>, End)>,
-    pub(super) stop: Stop,
 }
 
 impl WayBack {
     /// How many machines were to go back, and how many of them have.
-    pub(super) fn counts(&self) -> (usize, usize) {
+    fn counts(&self) -> (usize, usize) {
         let back = self.ends.values().filter(|(_, end)| end.outcome.is_good());
         (self.ends.len(), back.count())
     }
 
     /// The machines that were moved and whose way back did not get to their topics, with why.
-    pub(super) fn warnings(&self) -> Vec<String> {
+    fn warnings(&self) -> Vec<String> {
         let mut warnings = Warnings::default();
         for (agent, (_, end)) in &self.ends {
             if end.outcome == Outcome::NotPublished {
@@ -200,16 +222,59 @@ impl WayBack {
 }
 
 impl Sending<'_> {
-    /// Sends every machine that `run` has moved back to what it ran before, each by the id of the deployment that
-    /// moved it: no path is signed. Whatever cannot be signed is told of its machine.
-    pub(super) async fn take_back(
+    /// What follows from why a rollout, or a deployment that was none, is followed no longer.
+    pub(super) async fn after(
         &self,
+        stop: Stop,
+        rollout: Option<(&Divided, &Pace)>,
         run: &Run,
-        link: &mut Link,
-        console: &mut Console,
-        filters: &[Filter],
-        interrupts: &mut Interrupts,
-    ) -> WayBack {
+        line: Line<'_>,
+    ) -> Ended {
+        let of = |stop, warnings| Ended {
+            stop,
+            warnings,
+            way_back: None,
+        };
+        match (stop, rollout) {
+            (Stop::Halted(why), Some((divided, _))) if divided.goes_back() => {
+                let (way_back, ended) = self.take_back(run, line).await;
+                let mut warnings = vec![divided.halted(why, way_back.counts())];
+                warnings.extend(way_back.warnings());
+                // Whatever cut the way back short is how all of it ended.
+                let stop = match ended {
+                    cut @ (Stop::Interrupted | Stop::Lost(_)) => cut,
+                    Stop::Over | Stop::TimeUp | Stop::Halted(_) | Stop::Cancelled(_) => {
+                        Stop::Halted(why)
+                    }
+                };
+                Ended {
+                    way_back: Some(way_back),
+                    ..of(stop, warnings)
+                }
+            }
+            (Stop::Halted(why), Some((divided, _))) => {
+                of(Stop::Halted(why), vec![divided.halted(why, (0, 0))])
+            }
+            (Stop::Cancelled(by), Some((divided, pace))) => {
+                let warning = divided.cancelled(&by, pace.batch());
+                of(Stop::Cancelled(by), vec![warning])
+            }
+            // What there is to say of these is said of every deployment, with its report.
+            (stop @ (Stop::Over | Stop::TimeUp | Stop::Interrupted | Stop::Lost(_)), _)
+            | (stop @ (Stop::Halted(_) | Stop::Cancelled(_)), None) => of(stop, Vec::new()),
+        }
+    }
+
+    /// Sends every machine that `run` has moved back to what it ran before, each by the id of the deployment that
+    /// moved it: no path is signed. Whatever cannot be signed is told of its machine. Why they are followed no longer
+    /// comes with it.
+    async fn take_back(&self, run: &Run, line: Line<'_>) -> (WayBack, Stop) {
+        let Line {
+            link,
+            console,
+            filters,
+            interrupts,
+        } = line;
         let moved: Vec<_> = run.moved().collect();
         if !moved.is_empty() {
             console.note(&format!(
@@ -259,7 +324,7 @@ impl Sending<'_> {
             }
         }
         if signed.is_empty() {
-            return WayBack { ends, stop };
+            return (WayBack { ends }, stop);
         }
         let (signed, online): (Vec<Signed>, Vec<_>) = signed.into_iter().unzip();
         let agents: Vec<AgentName> = (signed.iter())
@@ -280,7 +345,7 @@ impl Sending<'_> {
         for (signed, end, _) in back.ends(at, now()) {
             ends.insert(signed.machine.agent.clone(), (Some(signed.order.id), end));
         }
-        WayBack { ends, stop: ended }
+        (WayBack { ends }, ended)
     }
 
     async fn way_back_of(&self, moved: &Signed) -> Result<Signed, super::CommandError> {

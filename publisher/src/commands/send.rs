@@ -14,17 +14,18 @@ use super::CommandError;
 use super::choosing::{Choose, Chosen};
 use super::ending::Ending;
 use super::making::Made;
-use super::rolling::{Divided, WayBack};
+use super::rolling::{Divided, Line};
 use crate::ci::Log;
 use crate::console::Console;
 use crate::drive::{Driver, Interrupts, Stop};
-use crate::follow::{Run, Wait};
+use crate::follow::{Published, Run, Wait};
+use crate::lines_shown::LinesShown;
 use crate::link::{Link, filters};
 use crate::options::Options;
 use crate::outcome::Exit;
 use crate::plan::{Hold, Orders, Wish};
 use crate::report::{MachineReport, Report, RolloutReport};
-use crate::rollout::{Pace, Rollout};
+use crate::rollout::Rollout;
 use crate::select::Selection;
 use crate::settings::{Caller, Keys, process_environment};
 use crate::snapshot::{self, Snapshot, Wanted};
@@ -52,10 +53,11 @@ pub(super) struct Sending<'a> {
     /// How the machines come one after the other; all at once without it.
     pub(super) rollout: Option<Rollout>,
     /// Whether machines that have the same deployment already are left out.
-    pub(super) skips: bool,
+    pub(super) leaves_out: bool,
     /// Whether machines are let go that are held from afar.
     pub(super) releases: bool,
-    /// The rollout of one batch that the deployments are when nobody waits for them: by its id `hoist wait` finds them.
+    /// The rollout of one batch that the deployments are when nobody here follows them: by its id `hoist wait` finds them,
+    /// and `hoist deploy --signed` divides them into more.
     picked_up_as: Option<Uuid>,
     /// How machines go back when a rollout fails.
     pub(super) way_back: Options,
@@ -80,11 +82,11 @@ impl<'a> Sending<'a> {
             follow,
             caller,
             keys,
-            picked_up_as: waits_for_none.then(Uuid::now_v7),
+            picked_up_as: (waits_for_none || deployment.prepare.is_some()).then(Uuid::now_v7),
             provenance: super::provenance::gather(deployment, &process_environment)?,
             log: Log::begin(&process_environment),
             rollout: None,
-            skips: false,
+            leaves_out: false,
             releases: false,
             way_back: Options::default(),
             notes: Vec::new(),
@@ -125,13 +127,22 @@ impl<'a> Sending<'a> {
                 return Ok(Exit::Interrupted);
             }
         };
-        let Prepared {
-            mut link,
-            made,
-            snapshot,
-        } = prepared;
-        if !made.skipped.is_empty() {
-            console.note(&made.said_of_skipped());
+        let warnings = self.announce(&prepared.made, &console);
+        if let Some(file) = &self.deployment.prepare {
+            let Prepared { link, made, .. } = prepared;
+            link.close().await;
+            return super::prepare::write(&self, made, warnings, file, &console, begin.elapsed());
+        }
+        let followed = self
+            .carry_out(prepared, &mut console, &mut interrupts)
+            .await;
+        self.conclude(followed, warnings, begin, &console)
+    }
+
+    /// Says what is about to be published, and what is to be known of that; warnings come back for the report.
+    fn announce(&self, made: &Made, console: &Console) -> Vec<String> {
+        if !made.left_out.is_empty() {
+            console.note(&made.said_of_left_out());
         } else if made.signed.is_empty() {
             console.note(match made.unsigned.is_empty() {
                 true => "no machine is meant by that: nothing was published",
@@ -154,26 +165,44 @@ impl<'a> Sending<'a> {
         for warning in &warnings {
             console.warn(warning);
         }
-        if let Some(file) = &self.deployment.prepare {
-            link.close().await;
-            return super::prepare::write(&self, made, warnings, file, &console, begin.elapsed());
-        }
-        let wait = self.wait();
-        let agents: Vec<AgentName> = made
-            .signed
+        warnings
+    }
+
+    /// Publishes what was made, follows it, and does what follows from how that ended.
+    async fn carry_out(
+        &self,
+        prepared: Prepared,
+        console: &mut Console,
+        interrupts: &mut Interrupts,
+    ) -> Followed {
+        let Prepared {
+            mut link,
+            made,
+            snapshot,
+        } = prepared;
+        let Made {
+            divided,
+            rollout: rollout_id,
+            signed,
+            unsigned,
+            left_out,
+            closures,
+            ..
+        } = made;
+        let agents: Vec<AgentName> = signed
             .iter()
             .map(|signed| signed.machine.agent.clone())
             .collect();
-        let all_filters = filters(&self.caller.fleet, &agents, self.channels());
-        let mut run = Run::new(made.signed, self.keys.trusted.clone(), wait)
-            .of_rollout(made.divided.as_ref().map(Divided::id));
-        let mut pace = made.divided.as_ref().map(Divided::pace);
-        if let Some(divided) = &made.divided {
+        let filters = filters(&self.caller.fleet, &agents, self.channels());
+        let mut run = Run::new(signed, self.keys.trusted.clone(), self.wait())
+            .of_rollout(divided.as_ref().map(Divided::id));
+        let mut pace = divided.as_ref().map(Divided::pace);
+        if let Some(divided) = &divided {
             for (number, agent) in agents.iter().enumerate() {
                 run.put_off(number, divided.batch(agent));
             }
         }
-        let run_began = Instant::now();
+        let began = Instant::now();
         for agent in &agents {
             if let Some(seen) = snapshot.machine(agent) {
                 run.knows(agent, seen);
@@ -181,86 +210,88 @@ impl<'a> Sending<'a> {
         }
         // What it holds of thousands of machines is in the run now, as far as it matters.
         drop(snapshot);
-        let mut driver = Driver::new(
-            &mut link,
-            &mut console,
-            &self.caller.fleet,
-            &all_filters,
-            self.follow.timeout,
-        );
-        let mut stop = driver
-            .drive(&mut run, pace.as_mut(), run_began, &mut interrupts)
+        let fleet = &self.caller.fleet;
+        let mut driver = Driver::new(&mut link, console, fleet, &filters, self.follow.timeout);
+        let stop = driver
+            .drive(&mut run, pace.as_mut(), began, interrupts)
             .await;
         let lines_shown = driver.into_lines_shown();
-        let rollout = (made.divided.as_ref().zip(pace.as_ref()))
-            .map(|(divided, pace)| divided.report(pace, &stop));
-        let mut way_back = None;
-        let known_before = warnings.len();
-        match (&stop, &made.divided) {
-            (Stop::Halted(why), Some(divided)) => {
-                let why = *why;
-                if divided.goes_back() {
-                    let back = self.take_back(
-                        &run,
-                        &mut link,
-                        &mut console,
-                        &all_filters,
-                        &mut interrupts,
-                    );
-                    way_back = Some(back.await);
-                }
-                let sent_back = way_back.as_ref().map_or((0, 0), WayBack::counts);
-                warnings.push(divided.halted(why, sent_back));
-                warnings.extend(way_back.as_ref().map(WayBack::warnings).unwrap_or_default());
-            }
-            (Stop::Cancelled(by), Some(divided)) => {
-                let batch = pace.as_ref().map_or(0, Pace::batch);
-                warnings.push(divided.cancelled(by, batch));
-            }
-            _ => {}
-        }
+        let rollout = divided.as_ref().zip(pace.as_ref());
+        let report = rollout.map(|(divided, pace)| divided.report(pace, &stop));
+        let line = Line {
+            link: &mut link,
+            console,
+            filters: &filters,
+            interrupts,
+        };
+        let ended = self.after(stop, rollout, &run, line).await;
         console.finish();
         link.close().await;
-        for warning in &warnings[known_before..] {
+        for warning in &ended.warnings {
             console.warn(warning);
         }
         let mut machines: Vec<MachineReport> = run
-            .ends(run_began.elapsed(), now())
+            .ends(began.elapsed(), now())
             .map(|(signed, end, said)| {
                 let agent = &signed.machine.agent;
-                let closure = made.closures.get(agent).cloned();
-                let mut machine =
-                    MachineReport::new(signed, end, said, closure.unwrap_or_default());
-                machine.batch = (made.divided.as_ref()).map(|divided| divided.part(agent).batch);
-                if let Some(way_back) = &way_back {
+                let closure = closures.get(agent).cloned().unwrap_or_default();
+                let mut machine = MachineReport::new(signed, end, said, closure);
+                machine.batch = divided.as_ref().map(|divided| divided.part(agent).batch);
+                if let Some(way_back) = &ended.way_back {
                     way_back.note(&mut machine);
                 }
                 machine
             })
             .collect();
-        if let Some(WayBack {
-            stop: back @ (Stop::Interrupted | Stop::Lost(_)),
-            ..
-        }) = way_back
-        {
-            stop = back;
+        machines.extend(unsigned);
+        machines.extend(left_out);
+        Followed {
+            stop: ended.stop,
+            warnings: ended.warnings,
+            published: run.published(),
+            machines,
+            rollout: report.or_else(|| {
+                let nobody_waits = self.wait().is_none();
+                rollout_id
+                    .filter(|_| nobody_waits)
+                    .map(RolloutReport::of_one)
+            }),
+            lines_shown,
         }
-        machines.extend(made.unsigned);
-        machines.extend(made.skipped);
+    }
+
+    /// Reports it.
+    fn conclude(
+        &self,
+        followed: Followed,
+        mut warnings: Vec<String>,
+        begin: Instant,
+        console: &Console,
+    ) -> Result<Exit, CommandError> {
+        let Followed {
+            stop,
+            published,
+            machines,
+            rollout,
+            lines_shown,
+            ..
+        } = followed;
+        warnings.extend(followed.warnings);
         let fleet = self.caller.fleet.clone();
         let mut report = Report::new(self.command, fleet, machines, warnings, begin.elapsed());
-        report.rollout = rollout.or_else(|| self.picked_up_as.map(RolloutReport::of_one));
+        report.rollout = rollout;
         let ending = Ending {
-            console: &console,
+            console,
             log: &self.log,
-            waits_for_all: wait == Some(Wait::All),
+            waits_for_all: self.wait() == Some(Wait::All),
             timeout: self.follow.timeout,
             json: self.follow.json,
         };
-        let exit = ending.finish(&mut report, &stop, &lines_shown, run.published())?;
-        self.leave(&console, &report);
-        if let Some(id) = self.picked_up_as.filter(|_| run.published().there > 0) {
-            let id = DeploymentId::new(id).short();
+        let exit = ending.finish(&mut report, &stop, &lines_shown, published)?;
+        self.leave(console, &report);
+        let is_left = self.wait().is_none() && published.there > 0;
+        if let Some(rollout) = report.rollout.filter(|_| is_left) {
+            let id = DeploymentId::new(rollout.id).short();
             console.note(&format!("`hoist wait --rollout {id}` waits for them"));
         }
         Ok(exit)
@@ -344,7 +375,7 @@ impl<'a> Sending<'a> {
                 made
             }
             Task::Signed(drafts) => {
-                super::signed::made(drafts, self.fleet(), &snapshot, &self.keys.trusted)?
+                super::signed::made(drafts, self.rollout, &snapshot, &self.keys.trusted)?
             }
         };
         Ok(Prepared {
@@ -415,6 +446,17 @@ pub(super) fn check_signers(keys: &Keys) -> Result<(), CommandError> {
         return Err(CommandError::TooFewSigners { have, required });
     }
     Ok(())
+}
+
+/// What [`Sending::carry_out`] leaves.
+struct Followed {
+    stop: Stop,
+    /// What came up while it was carried out.
+    warnings: Vec<String>,
+    published: Published,
+    machines: Vec<MachineReport>,
+    rollout: Option<RolloutReport>,
+    lines_shown: LinesShown,
 }
 
 /// What [`Sending::prepare`] leaves.

@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use camino::Utf8Path;
 use hoist_certs::Role;
 use hoist_certs::program::now;
-use hoist_protocol::{Draft, FleetName, Timestamp, TrustedKeys};
+use hoist_protocol::{AgentName, Draft, Target, Timestamp, TrustedKeys};
+use uuid::Uuid;
 
 use super::CommandError;
 use super::deploy::DeployArgs;
 use super::making::{Made, Warnings};
+use super::rolling::Divided;
 use super::send::{Sending, Task};
 use crate::follow::{End, Said};
 use crate::outcome::{Exit, Outcome};
-use crate::plan::Signed;
+use crate::plan::{Hold, Signed};
 use crate::report::{Closure, MachineReport};
+use crate::rollout::{OnFailure, Rollout};
 use crate::settings::Settings;
 use crate::signed_file::SignedFile;
 use crate::snapshot::{Seen, Snapshot};
@@ -40,28 +43,37 @@ pub(super) async fn run(
     if let Some((agent, error)) = file.lacking(&keys.trusted).into_iter().next() {
         return Err(CommandError::NotSigned(agent, error));
     }
-    let sending = Sending::new("deploy", &args.deployment, &args.follow, caller, keys)?;
+    let mut sending = Sending::new("deploy", &args.deployment, &args.follow, caller, keys)?;
+    sending.rollout = args.rollout.rollout();
+    if sending
+        .rollout
+        .is_some_and(|rollout| rollout.on_failure == OnFailure::Rollback)
+    {
+        return Err(CommandError::SignedWayBack);
+    }
     sending.run(Task::Signed(file.drafts)).await
 }
 
-/// What of the file is still to be published.
+/// What of the file is still to be published, and in which batches: those that are asked for now, since who is online
+/// is known only now.
 pub(super) fn made(
     drafts: Vec<Draft>,
-    fleet: &FleetName,
+    rollout: Option<Rollout>,
     snapshot: &Snapshot,
     trusted: &TrustedKeys,
 ) -> Result<Made, CommandError> {
     let mut made = Made {
         divided: None,
+        rollout: None,
         signed: Vec::new(),
         unsigned: Vec::new(),
-        skipped: Vec::new(),
+        left_out: Vec::new(),
         closures: BTreeMap::new(),
         warnings: Warnings::default(),
     };
-    debug_assert!((drafts.iter()).all(|draft| draft.deployment().machine().fleet == *fleet));
     let at = now();
     let nothing = Seen::default();
+    let mut meant: Vec<(AgentName, Target, Hold)> = Vec::new();
     for draft in drafts {
         let signed = Signed::new(&draft)
             .map_err(|error| CommandError::Plan(crate::plan::PlanError::Sign(error)))?;
@@ -79,11 +91,21 @@ pub(super) fn made(
                 made.unsigned.push(report);
             }
             None => {
+                let parts = draft.deployment().parts();
+                // They were prepared together, or are cancelled one by one.
+                let rollout = parts.provenance.rollout;
+                made.rollout = made.rollout.or(rollout.map(|rollout| rollout.id));
+                meant.push((agent.clone(), parts.target.clone(), signed.hold));
                 made.closures.insert(agent, closure);
                 made.signed.push(signed);
             }
         }
     }
+    made.divided = rollout.filter(|_| !meant.is_empty()).map(|rollout| {
+        let machines = (meant.iter()).map(|(agent, target, hold)| (agent, target, *hold));
+        let id = made.rollout.unwrap_or_else(Uuid::now_v7);
+        Divided::new(id, rollout, machines, snapshot)
+    });
     Ok(made)
 }
 

@@ -29,13 +29,15 @@ pub(super) enum NotStanding {
     Untrusted(VerifyError),
     /// Its time is over.
     #[error(
-        "deployment {0} on its topic has expired, and what has expired is not signed again; deploy anew"
+        "deployment {short} on its topic has expired, and what has expired is not signed again; deploy anew",
+        short = .0.short()
     )]
     Expired(DeploymentId),
     /// The machine knows a newer one.
     #[error(
-        "it has seen a deployment that is newer than {0} on its topic, so the broker has lost that or holds it back; \
-         deploy anew"
+        "it has seen a deployment that is newer than {short} on its topic, so the broker has lost that or holds it back; \
+         deploy anew",
+        short = .0.short()
     )]
     Behind(DeploymentId),
 }
@@ -124,6 +126,19 @@ impl Standing {
             self.id().short(),
             self.0.issued
         )
+    }
+}
+
+/// The hold that a machine is under by what a trusted key has signed on its topic.
+pub(super) fn hold_there(
+    machine: &Machine,
+    seen: &Seen,
+    trusted: &TrustedKeys,
+    now: Timestamp,
+) -> Held {
+    match seen.orders(machine, trusted) {
+        (_, Some(Ok(retained))) => hold(retained.deployment().parts(), now),
+        (_, Some(Err(_)) | None) => Held::No,
     }
 }
 

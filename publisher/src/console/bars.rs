@@ -7,6 +7,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::describe::describe;
 use super::terminal_size;
+use crate::duration;
 use crate::follow::{Outlook, Phase, Published, Step};
 use crate::outcome::Outcome;
 
@@ -48,6 +49,7 @@ enum Look {
     Bad,
     Waiting,
     Good,
+    Later,
 }
 
 impl Look {
@@ -59,9 +61,10 @@ impl Look {
                 State::Held => Self::Waiting,
                 _ => Self::Working,
             },
-            Phase::Queued | Phase::Publishing | Phase::Published | Phase::Away => Self::Waiting,
+            Phase::Queued => Self::Later,
+            Phase::Publishing | Phase::Published | Phase::Away => Self::Waiting,
             Phase::Ended(outcome) if outcome.is_good() => Self::Good,
-            Phase::Ended(Outcome::Offline | Outcome::Held | Outcome::NotBegun) => Self::Waiting,
+            Phase::Ended(Outcome::Offline | Outcome::Deferred | Outcome::NotBegun) => Self::Waiting,
             Phase::Ended(_) => Self::Bad,
         }
     }
@@ -70,7 +73,7 @@ impl Look {
         let colour = match (colours, self) {
             (false, _) => "",
             (_, Self::Measured | Self::Working) => ".cyan",
-            (_, Self::Waiting) => ".dim",
+            (_, Self::Waiting | Self::Later) => ".dim",
             (_, Self::Good) => ".green",
             (_, Self::Bad) => ".red",
         };
@@ -85,7 +88,9 @@ impl Look {
             }
             Self::Good => format!("✔ {{prefix}} {message}"),
             Self::Bad => format!("✘ {{prefix}} {message}"),
-            Self::Working | Self::Waiting => format!("{{spinner}} {{prefix}} {message}"),
+            Self::Working | Self::Waiting | Self::Later => {
+                format!("{{spinner}} {{prefix}} {message}")
+            }
         };
         ProgressStyle::with_template(&template)
             .expect("the templates above are well formed; a test makes all of them")
@@ -130,17 +135,16 @@ impl Bars {
         &mut self,
         published: Published,
         machines: impl Iterator<Item = Outlook<'a>>,
+        bakes_for: Option<Duration>,
     ) {
         let mut machines: Vec<(Look, Outlook<'a>)> = machines
             .map(|outlook| (Look::of(&outlook.phase), outlook))
             .collect();
         let (columns, lines) = terminal_size();
         let room = usize::from(lines).saturating_sub(ABOVE).clamp(1, ROWS);
-        self.rest.set_message(summary(published, &machines, room));
-        if machines.len() > room {
-            machines.sort_by(|(a, x), (b, y)| a.cmp(b).then_with(|| x.agent.cmp(y.agent)));
-            machines.truncate(room);
-        }
+        let summary = summary(published, &machines, room, bakes_for);
+        self.rest.set_message(summary);
+        choose(&mut machines, room);
         while self.rows.len() > machines.len().max(1) {
             if let Some(row) = self.rows.pop() {
                 row.bar.finish_and_clear();
@@ -175,6 +179,23 @@ impl Bars {
     }
 }
 
+/// Of more machines than there is room for, leaves those that somebody who looks wants to see: what happens, what is wrong,
+/// what the batch has come to, and only then what was before it and what comes next.
+fn choose(machines: &mut Vec<(Look, Outlook<'_>)>, room: usize) {
+    if machines.len() <= room {
+        return;
+    }
+    machines.sort_by(|(a, x), (b, y)| {
+        let by_batch = match a {
+            Look::Later => x.batch.cmp(&y.batch),
+            _ => y.batch.cmp(&x.batch),
+        };
+        let by_name = || x.agent.cmp(y.agent);
+        a.cmp(b).then(by_batch).then_with(by_name)
+    });
+    machines.truncate(room);
+}
+
 /// How far the bar is: by bytes where they are known, else in percent.
 fn measure(step: &Step) -> (u64, u64) {
     match step.fetch {
@@ -184,7 +205,12 @@ fn measure(step: &Step) -> (u64, u64) {
 }
 
 /// Of `machines` so many as `room` have lines of their own.
-fn summary(published: Published, machines: &[(Look, Outlook<'_>)], room: usize) -> String {
+fn summary(
+    published: Published,
+    machines: &[(Look, Outlook<'_>)],
+    room: usize,
+    bakes_for: Option<Duration>,
+) -> String {
     let count = |wanted: &[Look]| {
         let of_these = machines.iter().filter(|(look, _)| wanted.contains(look));
         of_these.count()
@@ -204,17 +230,26 @@ fn summary(published: Published, machines: &[(Look, Outlook<'_>)], room: usize) 
         (&[Look::Measured, Look::Working][..], "under way"),
         (&[Look::Waiting], "waiting"),
         (&[Look::Bad], "not well"),
+        (&[Look::Later], "in later batches"),
     ] {
         let number = count(looks);
         if number > 0 {
             summary.push_str(&format!(", {number} {what}"));
         }
     }
+    if let Some(left) = bakes_for {
+        let seconds = left.as_millis().div_ceil(1000);
+        let left = Duration::from_secs(u64::try_from(seconds).unwrap_or(u64::MAX));
+        let left = duration::show(left);
+        summary.push_str(&format!("; the next batch in {left}"));
+    }
     summary + &hidden
 }
 
 #[cfg(test)]
 mod tests {
+    use hoist_protocol::AgentName;
+
     use super::*;
 
     #[test]
@@ -225,6 +260,7 @@ mod tests {
             Look::Bad,
             Look::Waiting,
             Look::Good,
+            Look::Later,
         ] {
             for colours in [true, false] {
                 // Fails by panic where a template is not well formed.
@@ -235,5 +271,49 @@ mod tests {
                 assert_eq!(bar.message(), "x");
             }
         }
+    }
+
+    #[test]
+    fn while_a_batch_bakes_its_machines_are_shown_and_those_to_come_are_counted() {
+        let ended = || Phase::Ended(Outcome::Succeeded);
+        let fleet = [
+            ("a", 2, Phase::Queued),
+            ("b", 1, ended()),
+            ("c", 0, ended()),
+            ("d", 1, Phase::Away),
+            ("e", 3, Phase::Queued),
+        ];
+        let agents: Vec<AgentName> = (fleet.iter())
+            .map(|(name, ..)| AgentName::new(*name).unwrap())
+            .collect();
+        let mut machines: Vec<_> = (fleet.into_iter().zip(&agents))
+            .map(|((_, batch, phase), agent)| {
+                let message = String::new();
+                let look = Look::of(&phase);
+                let outlook = Outlook {
+                    agent,
+                    batch,
+                    phase,
+                    message,
+                };
+                (look, outlook)
+            })
+            .collect();
+        let published = Published {
+            there: 3,
+            refused: 0,
+            of: 3,
+            by_others: false,
+        };
+        let left = Some(Duration::from_millis(61_200));
+        assert_eq!(
+            summary(published, &machines, 3, left),
+            "2 of 3 done, 1 waiting, 2 in later batches; the next batch in 1m 2s (2 not shown)"
+        );
+        choose(&mut machines, 3);
+        let shown: Vec<&str> = (machines.iter())
+            .map(|(_, outlook)| outlook.agent.as_str())
+            .collect();
+        assert_eq!(shown, ["d", "b", "c"]);
     }
 }

@@ -68,6 +68,7 @@ mod tests {
         let agent = AgentName::new("web-1").unwrap();
         describe(&Outlook {
             agent: &agent,
+            batch: 0,
             phase: Phase::Reported(Step {
                 state: State::Fetching,
                 percent: Some(41),

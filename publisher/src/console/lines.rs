@@ -111,6 +111,7 @@ mod tests {
         let agent = AgentName::new("web-1").unwrap();
         let outlook = Outlook {
             agent: &agent,
+            batch: 0,
             phase,
             message: message.to_owned(),
         };
@@ -151,6 +152,7 @@ mod tests {
             .collect();
         let outlooks = agents.iter().map(|agent| Outlook {
             agent,
+            batch: 0,
             phase: Phase::Away,
             message: String::new(),
         });

@@ -7,6 +7,7 @@ pub(crate) mod listing;
 pub mod table;
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
 
 use hoist_protocol::{AgentName, LogLine, Stream, Text};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -96,13 +97,19 @@ impl Console {
         }
     }
 
-    /// Shows where the machines stand, as far as that has changed.
-    pub fn show<'a>(&mut self, published: Published, machines: impl Iterator<Item = Outlook<'a>>) {
+    /// Shows where the machines stand, as far as that has changed. A batch that has still to stay well does so for
+    /// `bakes_for`.
+    pub fn show<'a>(
+        &mut self,
+        published: Published,
+        machines: impl Iterator<Item = Outlook<'a>>,
+        bakes_for: Option<Duration>,
+    ) {
         if self.quiet {
             return;
         }
         match &mut self.progress {
-            Progress::Bars(bars) => bars.show(published, machines),
+            Progress::Bars(bars) => bars.show(published, machines, bakes_for),
             Progress::Lines(lines) => {
                 for line in lines.changes(published, machines) {
                     to_stderr(&line);

@@ -33,8 +33,8 @@ impl Found {
     fn described(&self) -> String {
         match self {
             Self::Ours => "held this deployment".to_owned(),
-            Self::Newer(order) => format!("held the newer deployment {}", order.id),
-            Self::Older(id) => format!("held the older deployment {id}"),
+            Self::Newer(order) => format!("held the newer deployment {}", order.id.short()),
+            Self::Older(id) => format!("held the older deployment {}", id.short()),
             Self::Unknown(why) => format!("held what no key known here signed ({why})"),
             Self::Cleared => EMPTY.to_owned(),
         }

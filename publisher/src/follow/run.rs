@@ -120,6 +120,8 @@ impl Published {
 pub struct Outlook<'a> {
     /// Which one.
     pub agent: &'a AgentName,
+    /// With which batch of a rollout it comes, counted from 0.
+    pub batch: u16,
     /// Where it stands.
     pub phase: Phase,
     /// What it says of that.
@@ -559,6 +561,7 @@ impl Run {
             };
             Outlook {
                 agent: &member.signed.machine.agent,
+                batch: member.batch,
                 phase,
                 message,
             }

@@ -119,7 +119,8 @@ impl Said {
                 if status.held {
                     held_at_machine(status.held_until)
                 } else {
-                    "it takes this on release (`hoist release`), or when its hold ends".to_owned()
+                    "held from afar; it takes this on release (`hoist release`), or when its hold ends"
+                        .to_owned()
                 }
             }),
             warnings: status.warnings.clone(),
@@ -389,7 +390,7 @@ impl Watch {
             return self.superseded();
         }
         if let Some(held) = &self.said.held {
-            return End::new(Outcome::Held, held);
+            return End::new(Outcome::Deferred, held);
         }
         let state = self.said.state.map_or("", State::as_str);
         match (self.away_since, self.answered) {
@@ -429,7 +430,7 @@ impl Watch {
         if self.holds && status.state == State::Held {
             self.end.get_or_insert(End {
                 message: Text::lossy(status.message.as_str()),
-                ..End::new(Outcome::Holds, "")
+                ..End::new(Outcome::Held, "")
             });
         }
         self.ended(status.state, status.reason, status.message.as_str());
@@ -478,7 +479,7 @@ impl Watch {
     fn superseded(&self) -> End {
         let by = self.newer.as_ref().and_then(|newer| newer.id);
         let message = match (by, &self.newer) {
-            (Some(id), _) => format!("the newer deployment {id} took its place"),
+            (Some(id), _) => format!("the newer deployment {} took its place", id.short()),
             (None, Some(newer)) if newer.unknown => {
                 "a deployment that no key known here signed took its place, and the broker keeps that one; if it is \
                  another publisher's, its public key belongs into --trusted-key or `trusted_keys`"

@@ -140,6 +140,11 @@ fn a_newer_deployment_supersedes_one_that_was_not_begun() {
         (end.outcome, end.superseded_by),
         (Outcome::Superseded, Some(id(9)))
     );
+    // People know it by its end, as everywhere.
+    assert_eq!(
+        end.message.as_str(),
+        "the newer deployment 00000009 took its place"
+    );
 }
 
 #[test]
@@ -306,7 +311,7 @@ fn a_held_machine_is_waited_for_only_when_all_are() {
     assert_eq!(watch.verdict(Wait::Online, SOON, WALL), Verdict::Held);
     assert_eq!(watch.verdict(Wait::All, LATE, WALL), Verdict::Pending);
     let end = watch.given_up();
-    assert_eq!(end.outcome, Outcome::Held);
+    assert_eq!(end.outcome, Outcome::Deferred);
     assert!(
         end.message.as_str().contains("`hoist-agent release`"),
         "{}",
@@ -314,7 +319,7 @@ fn a_held_machine_is_waited_for_only_when_all_are() {
     );
     // Its laptop is closed meanwhile: it is held still.
     watch.saw_presence(Presence::Offline, SOON);
-    assert_eq!(watch.given_up().outcome, Outcome::Held);
+    assert_eq!(watch.given_up().outcome, Outcome::Deferred);
     // Somebody released it.
     watch.saw_status(&status(order(5), State::Succeeded), LATE);
     assert_eq!(outcome(&watch, LATE), Some(Outcome::Succeeded));

@@ -49,7 +49,7 @@ impl Judged {
             | Outcome::Unchanged
             | Outcome::Staged
             | Outcome::DryActivated
-            | Outcome::Holds
+            | Outcome::Held
             | Outcome::Skipped
             | Outcome::Prepared
             | Outcome::Published => Self::Good,
@@ -62,7 +62,7 @@ impl Judged {
             | Outcome::NotPublished
             | Outcome::TimedOut => Self::Bad,
             Outcome::Offline
-            | Outcome::Held
+            | Outcome::Deferred
             | Outcome::Superseded
             | Outcome::Cancelled
             | Outcome::NotBegun
@@ -176,6 +176,15 @@ impl Pace {
     #[must_use]
     pub const fn batches(&self) -> u16 {
         self.batches
+    }
+
+    /// How long the batch that came last has still to stay well; none while it is under way.
+    #[must_use]
+    pub fn bakes_for(&self, now: Duration) -> Option<Duration> {
+        match self.phase {
+            Phase::Baking { until } => Some(until.saturating_sub(now)),
+            Phase::Deploying | Phase::Cancelled | Phase::Over => None,
+        }
     }
 
     /// Somebody has cancelled the rollout. Whether that is news: it is none where it is over, or was cancelled before.
@@ -292,12 +301,15 @@ mod tests {
         let mut pace = starting(10 * SECOND, "0", 2);
         let until = 11 * SECOND;
         let bake = Decision::Bake { batch: 0, until };
+        assert_eq!(pace.bakes_for(SECOND), None);
         assert_eq!(pace.decide(tally(1, 0, 0), SECOND), Some(bake));
+        assert_eq!(pace.bakes_for(4 * SECOND), Some(7 * SECOND));
         assert_eq!(pace.decide(tally(1, 0, 0), 10 * SECOND), None);
         assert_eq!(
             pace.decide(tally(1, 0, 0), until),
             Some(Decision::Release(1))
         );
+        assert_eq!(pace.bakes_for(until), None);
         // One that is lost while it bakes stops it.
         let mut pace = starting(10 * SECOND, "0", 2);
         assert_eq!(pace.decide(tally(1, 0, 0), SECOND), Some(bake));
@@ -374,7 +386,7 @@ mod tests {
     fn what_was_never_begun_or_is_away_proves_nothing() {
         for outcome in [
             Outcome::Offline,
-            Outcome::Held,
+            Outcome::Deferred,
             Outcome::Superseded,
             Outcome::NotBegun,
         ] {

@@ -56,7 +56,7 @@ fn a_machine_that_is_held_keeps_its_target_and_runs_it_still_when_it_is_released
     scenario(Options::default(), |world| {
         let (machine, v1, _) = with_v1(world, "web-1")?;
         let before = machine.activations()?;
-        ends(world, &["hold", "web-1"], 0, "holds")?;
+        ends(world, &["hold", "web-1"], 0, "held")?;
         let held = retained(world, machine.name())?;
         ensure!(held.deployment().parts().held == Held::UntilReleased);
         ends(world, &["hold", "web-1"], 0, "skipped")?;
@@ -64,7 +64,7 @@ fn a_machine_that_is_held_keeps_its_target_and_runs_it_still_when_it_is_released
         ensure!(status.contains("held"), "{status}");
 
         // Renewed, it is held still.
-        ends(world, &["refresh", "web-1"], 0, "holds")?;
+        ends(world, &["refresh", "web-1"], 0, "held")?;
         ends(world, &["release", "web-1"], 0, "unchanged")?;
         ensure!(retained(world, machine.name())?.deployment().parts().held == Held::No);
         ends(world, &["release", "web-1"], 0, "skipped")?;
@@ -81,16 +81,16 @@ fn a_hold_from_afar_outlasts_what_is_deployed_until_it_is_released() {
         let spec = world.spec(&[(machine.name(), &v2)], None)?;
         let deploy = ["deploy", spec.as_str()];
         let before = machine.activations()?;
-        ends(world, &["hold", "web-1"], 0, "holds")?;
+        ends(world, &["hold", "web-1"], 0, "held")?;
         let would = world.hoist(&[&deploy[..], &["--dry-run"]].concat())?;
         ensure!(would.success()?.contains("held: it begins when"));
-        let held = ends(world, &deploy, 8, "held")?;
+        let held = ends(world, &deploy, 8, "deferred")?;
         ensure!(held["stays_held"] == true, "{held}");
         ensure!(held["message"].to_string().contains("on release"), "{held}");
         let there = retained(world, machine.name())?;
         ensure!(there.deployment().parts().held == Held::UntilReleased);
         // Neither does going back let it go, nor what nobody waits for.
-        ends(world, &["rollback", "web-1"], 8, "held")?;
+        ends(world, &["rollback", "web-1"], 8, "deferred")?;
         ends(world, &[&deploy[..], &["--async"]].concat(), 0, "published")?;
         ensure!(machine.activations()? == before, "nothing was activated");
         ensure!(machine.current_system()? == Some(v1.clone()));
@@ -98,25 +98,25 @@ fn a_hold_from_afar_outlasts_what_is_deployed_until_it_is_released() {
         ensure!(machine.current_system()? == Some(v2.clone()));
 
         // What was to come is cancelled, and the machine is held all the same.
-        ends(world, &["hold", "web-1"], 0, "holds")?;
+        ends(world, &["hold", "web-1"], 0, "held")?;
         let back = world.spec(&[(machine.name(), &v1)], None)?;
-        ends(world, &["deploy", back.as_str()], 8, "held")?;
-        ends(world, &["cancel", "web-1"], 8, "held")?;
+        ends(world, &["deploy", back.as_str()], 8, "deferred")?;
+        ends(world, &["cancel", "web-1"], 8, "deferred")?;
         ends(world, &["cancel", "web-1"], 0, "skipped")?;
         ends(world, &["release", "web-1"], 0, "unchanged")?;
         ensure!(machine.current_system()? == Some(v2.clone()));
 
         // Whoever deploys may let it go.
-        ends(world, &["hold", "web-1"], 0, "holds")?;
+        ends(world, &["hold", "web-1"], 0, "held")?;
         ends(
             world,
             &["deploy", back.as_str(), "--release"],
             0,
             "succeeded",
         )?;
-        ends(world, &["hold", "web-1", "--for", "8h"], 0, "holds")?;
+        ends(world, &["hold", "web-1", "--for", "8h"], 0, "held")?;
         let until = retained(world, machine.name())?.deployment().parts().held;
-        ends(world, &deploy, 8, "held")?;
+        ends(world, &deploy, 8, "deferred")?;
         let there = retained(world, machine.name())?;
         ensure!(there.deployment().parts().held == until, "its end is kept");
         ends(world, &["rollback", "web-1", "--release"], 0, "succeeded")?;
@@ -134,7 +134,7 @@ fn what_is_held_while_it_is_fetched_goes_on_when_it_is_released() {
         wait::until_true("version 2 is being fetched", || {
             Ok(world.cache.server.held() > 0)
         })?;
-        ends(world, &["hold", "web-1"], 0, "holds")?;
+        ends(world, &["hold", "web-1"], 0, "held")?;
         world.cache.server.set(Mode::Serving);
         ensure!(machine.current_system()? == Some(v1));
         ends(world, &["release", "web-1"], 0, "succeeded")?;
@@ -206,7 +206,7 @@ fn what_failed_is_tried_again_by_retry_and_not_by_renewing_it() {
         world.deploy(&machine, &bad, &[])?.expect_code(3)?;
         let tried = machine.activations()?;
         ends(world, &["refresh", "web-1"], 3, "failed")?;
-        ends(world, &["hold", "web-1"], 0, "holds")?;
+        ends(world, &["hold", "web-1"], 0, "held")?;
         let said = ends(world, &["release", "web-1"], 3, "failed")?;
         ensure!(
             said["message"].to_string().contains("hoist retry"),

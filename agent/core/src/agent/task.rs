@@ -264,12 +264,15 @@ impl Agent {
         let (state, message) = if cancels == Some(task.order.id) {
             (
                 State::Cancelled,
-                format!("{by} cancelled it before it was activated"),
+                format!(
+                    "deployment {} cancelled it before it was activated",
+                    by.short()
+                ),
             )
         } else {
             (
                 State::Superseded,
-                format!("{by} came before it was activated"),
+                format!("deployment {} came before it was activated", by.short()),
             )
         };
         self.end(moment, task, Outcome::new(state, None, &message));
