@@ -1,8 +1,9 @@
 //! Deployments made by hand: what Hoist's own publisher would never sign, or not any more.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Result;
+pub use hoist_certs::program::now;
 use hoist_protocol::{
     AgentName, Deployment, DeploymentId, DeploymentParts, FleetName, Goal, Held, Machine, Order,
     Provenance, SigningKey, StorePath, Target, Timestamp, sign,
@@ -21,15 +22,6 @@ pub struct Forge {
     pub issued: Timestamp,
     /// How long it is valid.
     pub valid: Duration,
-}
-
-/// The time now.
-#[must_use]
-pub fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Forge {

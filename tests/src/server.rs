@@ -155,6 +155,14 @@ impl CacheServer {
     pub fn requests(&self) -> Vec<String> {
         self.shared.state().requests.clone()
     }
+
+    /// How many archives of store paths were asked for.
+    #[must_use]
+    pub fn archives(&self) -> usize {
+        let requests = self.requests();
+        let archives = requests.iter().filter(|path| path.starts_with("nar/"));
+        archives.count()
+    }
 }
 
 impl Drop for CacheServer {

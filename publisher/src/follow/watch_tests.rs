@@ -1,8 +1,8 @@
-use hoist_protocol::{HistoryEntry, Refused};
+use hoist_protocol::Refused;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{id, machine, order, status};
+use crate::testing::{entry, id, machine, order, status};
 
 const SOON: Duration = Duration::from_secs(1);
 const LATE: Duration = Duration::from_secs(3600);
@@ -25,22 +25,7 @@ fn history(entries: &[(u64, State)]) -> History {
         fleet: machine.fleet,
         entries: entries
             .iter()
-            .map(|(n, state)| HistoryEntry {
-                id: id((*n).into()),
-                epoch: 0,
-                sequence: *n,
-                local: false,
-                state: *state,
-                reason: None,
-                message: Text::default(),
-                path: None,
-                previous_path: None,
-                started_at: Timestamp::default(),
-                ended_at: Timestamp::default(),
-                closure_size: None,
-                fetched_bytes: None,
-                changes: None,
-            })
+            .map(|(n, state)| entry(*n, *state, "system"))
             .collect(),
     }
 }

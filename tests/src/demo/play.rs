@@ -128,14 +128,7 @@ impl Play {
         for (machine, path) in self.machines().into_iter().zip(&paths) {
             self.runs(machine, path)?;
         }
-        let fetched = self
-            .world
-            .cache
-            .server
-            .requests()
-            .iter()
-            .filter(|path| path.starts_with("nar/"))
-            .count();
+        let fetched = self.world.cache.server.archives();
         self.stage.shown(&format!(
             "all three run it, fetched from the cache ({fetched} archives)"
         ));

@@ -1,11 +1,10 @@
 //! Home-manager generations for the user of a booted machine.
 
 use anyhow::Result;
-use camino::Utf8Path;
 use hoist_protocol::StorePath;
 use serde::Serialize;
 
-use super::system::{AgentPackage, NETWORK_CUT, repository};
+use super::system::{AgentPackage, activation, build};
 use crate::builder::Builder;
 
 /// What `home.nix` makes a generation of.
@@ -79,23 +78,12 @@ impl Home {
 
     /// Builds it; it lies in no cache yet.
     pub(super) fn build(&self, builder: &Builder) -> Result<StorePath> {
-        let network = if self.cut_off { "touch" } else { "rm -f" };
         let spec = Spec {
             version: &self.version,
             agent: self.agent.as_ref(),
-            activate: include_str!("home-activate.sh")
-                .replace("@network@", &format!("{network} $notes/{NETWORK_CUT}"))
-                .replace("@script@", &self.script),
+            activate: activation(include_str!("home-activate.sh"), self.cut_off, &self.script),
             gen_version: if self.sets_profile { "" } else { "1" },
         };
-        let repository = repository()?;
-        builder.build_expression(
-            "home.nix",
-            include_str!("home.nix"),
-            &[
-                ("spec", &serde_json::to_string(&spec)?),
-                ("repository", Utf8Path::as_str(&repository)),
-            ],
-        )
+        build(builder, "home.nix", include_str!("home.nix"), &spec)
     }
 }

@@ -181,7 +181,6 @@ impl BootedSystem {
 
     /// Builds it; it lies in no cache yet.
     pub(super) fn build(&self, builder: &Builder) -> Result<StorePath> {
-        let network = if self.cut_off { "touch" } else { "rm -f" };
         let spec = Spec {
             name: &self.name,
             version: &self.version,
@@ -192,24 +191,40 @@ impl BootedSystem {
                 false => json!({ "restartIfChanged": false }),
             },
             units: &self.units,
-            activate: include_str!("activate.sh")
-                .replace("@network@", &format!("{network} $notes/{NETWORK_CUT}"))
-                .replace("@script@", &self.script),
+            activate: activation(include_str!("activate.sh"), self.cut_off, &self.script),
             init: include_str!("init.sh"),
             switch: include_str!("switch-to-configuration.sh")
                 .replace("@inhibit@", &self.inhibit)
                 .replace("@after@", &self.after),
         };
-        let repository = repository()?;
-        builder.build_expression(
-            "system.nix",
-            include_str!("system.nix"),
-            &[
-                ("spec", &serde_json::to_string(&spec)?),
-                ("repository", repository.as_str()),
-            ],
-        )
+        build(builder, "system.nix", include_str!("system.nix"), &spec)
     }
+}
+
+/// An activation script made of `template`: it cuts the machine off from the broker or not, and runs `script`.
+pub(super) fn activation(template: &str, cuts_off: bool, script: &str) -> String {
+    let network = if cuts_off { "touch" } else { "rm -f" };
+    template
+        .replace("@network@", &format!("{network} $notes/{NETWORK_CUT}"))
+        .replace("@script@", script)
+}
+
+/// Builds the closure that the Nix expression called `name` makes of `spec`.
+pub(super) fn build(
+    builder: &Builder,
+    name: &str,
+    expression: &str,
+    spec: &impl Serialize,
+) -> Result<StorePath> {
+    let repository = repository()?;
+    let given = [
+        ("spec", serde_json::to_string(spec)?),
+        ("repository", repository.to_string()),
+    ];
+    let given = given
+        .each_ref()
+        .map(|(name, value)| (*name, value.as_str()));
+    builder.build_expression(name, expression, &given)
 }
 
 /// The file in the notes of a machine whose presence cuts its connection to the broker.
@@ -233,7 +248,7 @@ KillMode=process
 ";
 
 /// The folder of this project, whose modules make the agent's units.
-pub(super) fn repository() -> Result<Utf8PathBuf> {
+fn repository() -> Result<Utf8PathBuf> {
     let tests = Utf8Path::new(env!("CARGO_MANIFEST_DIR"));
     Ok(tests.join("..").canonicalize_utf8()?)
 }

@@ -124,6 +124,17 @@ mod tests {
         Some(StorePath::new(path).unwrap())
     }
 
+    /// What is shown of `web-1` so many milliseconds after 1970.
+    fn shown(report: Status, presence: Option<Presence>, now_ms: u64) -> String {
+        let seen = Seen {
+            status: Some(report),
+            presence,
+            ..Seen::default()
+        };
+        let now = Timestamp::from_ms(now_ms);
+        details(&machine("web-1").agent, &seen, now, Page::plain(None))
+    }
+
     #[test]
     fn all_that_a_machine_says_is_there() {
         let mut report = status(order(5), State::Fetching);
@@ -156,17 +167,7 @@ mod tests {
         report.warnings = vec![Text::lossy("the certificate ends in 3 days")];
         report.broker = Some(Text::lossy("mqtts://broker-2.example.org:8883"));
         report.tags = vec![Tag::new("rack:7").unwrap(), Tag::new("web").unwrap()];
-        let seen = Seen {
-            status: Some(report),
-            presence: Some(Presence::Online),
-            ..Seen::default()
-        };
-        let shown = details(
-            &machine("web-1").agent,
-            &seen,
-            Timestamp::from_ms(100_000),
-            Page::plain(None),
-        );
+        let shown = shown(report, Some(Presence::Online), 100_000);
         let expected = format!(
             "\
 web-1
@@ -198,16 +199,7 @@ web-1
         let mut report = status(order(5), State::RolledBack);
         report.reason = Some(Reason::UnitsFailed);
         report.message = Text::lossy("these units\nfailed: a.service");
-        let seen = Seen {
-            status: Some(report),
-            ..Seen::default()
-        };
-        let shown = details(
-            &machine("web-1").agent,
-            &seen,
-            Timestamp::from_ms(5),
-            Page::plain(None),
-        );
+        let shown = shown(report, None, 5);
         assert!(
             shown.contains("\n  message       [units_failed] these units failed: a.service\n"),
             "{shown}"
@@ -224,16 +216,7 @@ web-1
         let mut report = status(order(5), State::Rejected);
         report.reason = Some(Reason::NoAgent);
         report.message = Text::lossy("it has no agent; deploy with --allow-no-agent");
-        let seen = Seen {
-            status: Some(report),
-            ..Seen::default()
-        };
-        let shown = details(
-            &machine("web-1").agent,
-            &seen,
-            Timestamp::from_ms(5),
-            Page::plain(None),
-        );
+        let shown = shown(report, None, 5);
         assert_eq!(shown.matches("--allow-no-agent").count(), 1, "{shown}");
         assert!(!shown.contains("advice"), "{shown}");
     }
