@@ -551,7 +551,7 @@ mod tests {
             web-3    staged         -        -           the next boot brings it; `hoist status` says then what was booted
             web-4    dry activated  -        -           nothing was changed; `hoist logs` shows what would be
             web-5    rejected       -        -           [no_agent] the closure has no agent
-            web-6    held           -        -           held by somebody at the machine; `hoist-agent release` there ends that
+            web-6    deferred       -        -           held by somebody at the machine; `hoist-agent release` there ends that
         "#]].assert_eq(&mixed().table_on(Page::plain(Some(160))));
     }
 
@@ -571,7 +571,7 @@ mod tests {
                                                          shows what would be
             web-5    rejected       -        -           [no_agent] the closure has no
                                                          agent
-            web-6    held           -        -           held by somebody at the machine;
+            web-6    deferred       -        -           held by somebody at the machine;
                                                          `hoist-agent release` there ends
                                                          that
         "#]]

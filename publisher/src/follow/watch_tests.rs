@@ -316,7 +316,9 @@ fn a_hold_by_the_deployment_is_told_from_one_at_the_machine() {
     watch.saw_status(&status(order(5), State::Held), SOON);
     let end = watch.given_up();
     assert!(
-        end.message.as_str().starts_with("it takes this on release"),
+        end.message
+            .as_str()
+            .starts_with("held from afar; it takes this on release"),
         "{}",
         end.message
     );
