@@ -42,6 +42,7 @@ use crate::websocket::{self, Origins, UpgradeError, WebSocket};
 pub(crate) use authenticated::Authenticated;
 use certificates::CertificateTable;
 pub(crate) use certificates::Registered;
+pub(crate) use counts::network;
 use counts::{ConnectRates, Counted, Counts, Origin};
 pub(crate) use members::Members;
 use members::{Full, Slot};

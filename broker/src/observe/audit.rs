@@ -1,7 +1,7 @@
 //! The audit log: a file that is only ever appended to, a JSON object a line.
 //!
 //! A deployment's line is written before it is retained. Refusals are written by a thread of their own, at a
-//! bounded rate for each address: what is above it is counted, and the number is written instead.
+//! bounded rate for each address, or /64 of IPv6: what is above it is counted, and the number is written instead.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -21,6 +21,7 @@ use tracing::{error, info};
 
 use super::event::{Deploy, Line, Refusal};
 use super::metrics::Metrics;
+use crate::edge::network;
 use crate::thread::Thread;
 
 /// Most refusals that wait for the log's thread; more are counted only.
@@ -318,6 +319,7 @@ struct Bucket {
 
 impl Rates {
     fn allow(&mut self, address: IpAddr, now: Instant) -> bool {
+        let address = network(address);
         if self.0.len() >= ADDRESSES && !self.0.contains_key(&address) {
             // Who is back to a full bucket need not be remembered.
             self.0.retain(|_, bucket| bucket.refilled(now) < BURST);
@@ -442,6 +444,14 @@ mod tests {
         assert_eq!(allowed(&mut rates, start), 100);
         assert_eq!(allowed(&mut rates, start + REFILL * 7), 7);
         assert_eq!(allowed(&mut rates, start + REFILL * 100_000), 100);
+    }
+
+    #[test]
+    fn whoever_has_a_network_of_ipv6_has_the_lines_of_one_address() {
+        let (mut rates, now) = (Rates::default(), Instant::now());
+        let ours = (0..1000_u128).map(|n| IpAddr::from((0x2001_0db8_u128 << 96 | n).to_be_bytes()));
+        assert_eq!(ours.filter(|it| rates.allow(*it, now)).count(), 100);
+        assert!(rates.allow("2001:db8:0:1::1".parse().unwrap(), now));
     }
 
     #[test]
