@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
-use crate::detached::{Detached, KeptSession, KeptSessions, SessionState};
+use crate::detached::{Detached, KeptPlace, KeptSessions, SessionState};
 use crate::edge::{Authenticated, Registered};
 use crate::guard::{Meter, Peer};
 use crate::hub::{Client, Hub, Number};
@@ -71,7 +71,7 @@ pub(crate) struct Connection<S> {
     /// Who this is, for the audit log; of one that has published deployments.
     origin: Option<Arc<Origin>>,
     /// Of a session that is to outlive the connection.
-    place: Option<KeptSession>,
+    place: Option<KeptPlace>,
     /// The certificate's place among those that are looked after.
     registered: Registered,
     /// Plain bytes that the session did not take yet.

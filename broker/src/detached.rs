@@ -30,7 +30,7 @@ pub(crate) struct SessionState {
     pub(crate) kept: Box<Kept>,
     pub(crate) inbox: Arc<Inbox>,
     pub(crate) watch: Option<Watch>,
-    pub(crate) place: KeptSession,
+    pub(crate) place: KeptPlace,
     /// The session ends when the certificate that it was last used with no longer counts.
     pub(crate) _registered: Registered,
     /// A will that is not due yet.
@@ -180,9 +180,9 @@ pub(crate) struct KeptSessions {
     taken: Mutex<HashMap<Arc<Peer>, usize>>,
 }
 
-/// One of them; it is free again when this is dropped.
+/// The place of one of them; it is free again when this is dropped.
 #[derive(Debug)]
-pub(crate) struct KeptSession {
+pub(crate) struct KeptPlace {
     peer: Arc<Peer>,
     kept_sessions: Arc<KeptSessions>,
 }
@@ -200,7 +200,7 @@ impl KeptSessions {
     pub(crate) fn take(
         kept_sessions: &Arc<Self>,
         peer: &Arc<Peer>,
-    ) -> Result<KeptSession, &'static str> {
+    ) -> Result<KeptPlace, &'static str> {
         let mut taken = kept_sessions
             .taken
             .lock()
@@ -217,7 +217,7 @@ impl KeptSessions {
             return Err("max_kept_sessions_per_identity");
         }
         taken.insert(Arc::clone(peer), of_peer + 1);
-        Ok(KeptSession {
+        Ok(KeptPlace {
             peer: Arc::clone(peer),
             kept_sessions: Arc::clone(kept_sessions),
         })
@@ -232,7 +232,7 @@ impl KeptSessions {
     }
 }
 
-impl Drop for KeptSession {
+impl Drop for KeptPlace {
     fn drop(&mut self) {
         let mut taken = self
             .kept_sessions
