@@ -216,7 +216,7 @@ impl Credentials {
     /// # Errors
     /// [`TlsError`]
     pub fn client(&self) -> Result<ClientTls, TlsError> {
-        self.client_checked(Validity::Now)
+        self.client_checked(Untimely::Refused)
     }
 
     /// The same for a program that nobody watches, whose clock may be wrong until it has a network and whose
@@ -226,12 +226,12 @@ impl Credentials {
     /// # Errors
     /// [`TlsError`], but for [`TlsError::Expired`] and [`TlsError::NotYetValid`].
     pub fn unattended_client(&self) -> Result<ClientTls, TlsError> {
-        self.client_checked(Validity::Logged)
+        self.client_checked(Untimely::Logged)
     }
 
-    fn client_checked(&self, validity: Validity) -> Result<ClientTls, TlsError> {
-        let roots = self.roots(validity)?;
-        let own = self.own(&roots, validity)?;
+    fn client_checked(&self, untimely: Untimely) -> Result<ClientTls, TlsError> {
+        let roots = self.roots(untimely)?;
+        let own = self.own(&roots, untimely)?;
         let provider = provider();
         let verifier =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
@@ -261,7 +261,7 @@ impl Credentials {
         ServerSources::from(self.clone()).load(None)
     }
 
-    pub(crate) fn own(&self, roots: &RootCertStore, validity: Validity) -> Result<Own, TlsError> {
+    pub(crate) fn own(&self, roots: &RootCertStore, untimely: Untimely) -> Result<Own, TlsError> {
         let (part, origin) = (Part::Certificate, &self.certificate);
         let chain = origin.certificates(part)?;
         let info = read(&chain[0], part, origin)?;
@@ -271,7 +271,7 @@ impl Credentials {
             });
         }
         let what_to_do = "issue a new one with `hoist-certs issue … --force`";
-        let now_valid = validity.accept(check_time(&info, part, origin, what_to_do))?;
+        let now_valid = untimely.accept(check_time(&info, part, origin, what_to_do))?;
         let identity = info.identity.map_err(|source| TlsError::Identity {
             origin: origin.clone(),
             source,
@@ -301,9 +301,9 @@ impl Credentials {
         Ok(own)
     }
 
-    pub(crate) fn roots(&self, validity: Validity) -> Result<RootCertStore, TlsError> {
+    pub(crate) fn roots(&self, untimely: Untimely) -> Result<RootCertStore, TlsError> {
         let mut roots = RootCertStore::empty();
-        for der in authorities_in(&self.ca, validity)? {
+        for der in authorities_in(&self.ca, untimely)? {
             roots.add(der).map_err(|error| self.bad_ca(&error))?;
         }
         Ok(roots)
@@ -369,14 +369,14 @@ impl Credentials {
 
 /// What becomes of a certificate that has expired, or is not valid yet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Validity {
+pub(crate) enum Untimely {
     /// It is an error.
-    Now,
+    Refused,
     /// That is logged as an error, and it is used.
     Logged,
 }
 
-impl Validity {
+impl Untimely {
     /// Whether it is valid now.
     fn accept(self, checked: Result<(), TlsError>) -> Result<bool, TlsError> {
         match checked {
@@ -393,7 +393,7 @@ impl Validity {
 /// The certificates of the CAs in `origin` that hold now, one at least; where none does and that is accepted, all.
 pub(crate) fn authorities_in(
     origin: &Pem,
-    validity: Validity,
+    untimely: Untimely,
 ) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let part = Part::Ca;
     let (mut authorities, mut others) = (Vec::new(), Vec::new());
@@ -418,7 +418,7 @@ pub(crate) fn authorities_in(
     }
     match refused {
         Some(error) if authorities.is_empty() => {
-            validity.accept(Err(error))?;
+            untimely.accept(Err(error))?;
             Ok(others)
         }
         _ => Ok(authorities),

@@ -9,7 +9,7 @@ use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 
-use crate::credentials::{Credentials, TlsError, Validity, authorities_in, provider};
+use crate::credentials::{Credentials, TlsError, Untimely, authorities_in, provider};
 use crate::files;
 use crate::identity::Identity;
 use crate::pem::Pem;
@@ -134,8 +134,8 @@ impl ServerSources {
     /// [`TlsError`], which says which file is wrong and why.
     pub fn load(&self, used: Option<&Trust>) -> Result<ServerTls, TlsError> {
         let credentials = &self.credentials;
-        let roots = credentials.roots(Validity::Now)?;
-        let own = credentials.own(&roots, Validity::Now)?;
+        let roots = credentials.roots(Untimely::Refused)?;
+        let own = credentials.own(&roots, Untimely::Refused)?;
         if own.identity.role() != Role::Broker {
             return Err(TlsError::NotABroker {
                 origin: credentials.certificate.clone(),
@@ -158,10 +158,11 @@ impl ServerSources {
     }
 
     fn trust(&self, used: Option<&Trust>) -> Result<Trust, TlsError> {
-        let mut builder = TrustBuilder::new(&authorities_in(&self.credentials.ca, Validity::Now)?);
+        let mut builder =
+            TrustBuilder::new(&authorities_in(&self.credentials.ca, Untimely::Refused)?);
         for (fleet, ca) in &self.fleets {
             let own = match ca {
-                Some(ca) => Some(authorities_in(ca, Validity::Now)?),
+                Some(ca) => Some(authorities_in(ca, Untimely::Refused)?),
                 None => None,
             };
             builder.serve(fleet.clone(), own.as_deref());

@@ -425,17 +425,17 @@ impl Admission {
     ) -> Result<(TlsStream<Metered>, Admitted), Rejection> {
         let limit = self.shared.timeouts.handshake;
         let handshake = self.current.tls().acceptor().handshake();
-        let (config, verdict) =
+        let (config, judgement) =
             handshake.map_err(|error| Rejection::Tls(io::Error::other(error)))?;
         let stream = Metered::new(stream, self.limits.handshake_bytes);
         let accepted = timeout(limit, TlsAcceptor::from(config).accept(stream)).await;
         let accepted = accepted.map_err(|_| Rejection::Slow(limit))?;
         // Who came is known before TLS is done, and also when it fails.
-        if let Some(Err(refused)) = verdict.judged() {
+        if let Some(Err(refused)) = judgement.judged() {
             return Err(refused.clone().into());
         }
         let mut stream = accepted.map_err(Rejection::Tls)?;
-        let Some(Ok(admitted)) = verdict.judged() else {
+        let Some(Ok(admitted)) = judgement.judged() else {
             return Err(Rejection::NotJudged);
         };
         let (_, tls) = stream.get_mut();

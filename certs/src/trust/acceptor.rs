@@ -32,9 +32,9 @@ impl fmt::Debug for Acceptor {
 /// Who came to one handshake. Empty until a certificate was judged, and for ever when none was: a handshake that
 /// got round the judgement, by resuming a session, admits nobody.
 #[derive(Clone, Debug, Default)]
-pub struct Verdict(Arc<OnceLock<Result<Admitted, Refused>>>);
+pub struct Judgement(Arc<OnceLock<Result<Admitted, Refused>>>);
 
-impl Verdict {
+impl Judgement {
     /// What came of the judgement, when there was one.
     #[must_use]
     pub fn judged(&self) -> Option<&Result<Admitted, Refused>> {
@@ -65,12 +65,12 @@ impl Acceptor {
     ///
     /// # Errors
     /// rustls's, when the provider has no protocol version: never with the one of this workspace.
-    pub fn handshake(&self) -> Result<(Arc<ServerConfig>, Verdict), Error> {
-        let verdict = Verdict::default();
+    pub fn handshake(&self) -> Result<(Arc<ServerConfig>, Judgement), Error> {
+        let judgement = Judgement::default();
         let verifier = ClientVerifier {
             provider: Arc::clone(&self.provider),
             trust: Arc::clone(&self.trust),
-            verdict: verdict.clone(),
+            judgement: judgement.clone(),
         };
         let mut config = ServerConfig::builder_with_provider(Arc::clone(&self.provider))
             .with_safe_default_protocol_versions()?
@@ -79,7 +79,7 @@ impl Acceptor {
         // A resumed session would skip the judgement: no cache, no tickets.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
-        Ok((Arc::new(config), verdict))
+        Ok((Arc::new(config), judgement))
     }
 }
 
@@ -88,7 +88,7 @@ impl Acceptor {
 struct ClientVerifier {
     provider: Arc<CryptoProvider>,
     trust: Arc<Trust>,
-    verdict: Verdict,
+    judgement: Judgement,
 }
 
 impl ClientCertVerifier for ClientVerifier {
@@ -108,7 +108,7 @@ impl ClientCertVerifier for ClientVerifier {
             Err(refused) => Err(Error::InvalidCertificate(alert(refused))),
         };
         // rustls asks once a handshake; a second answer would not count.
-        self.verdict.0.set(judged).ok();
+        self.judgement.0.set(judged).ok();
         answer
     }
 

@@ -18,7 +18,7 @@ use rustls::DistinguishedName;
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use serde::Deserialize;
 
-pub use acceptor::{Acceptor, Verdict};
+pub use acceptor::{Acceptor, Judgement};
 pub use anchor::Anchor;
 pub(crate) use builder::TrustBuilder;
 pub(crate) use crl::CRL_LEN;
