@@ -1,7 +1,7 @@
 //! The ways into and out of types that are a checked text: serde, `FromStr`, `Display`.
 
-/// Gives types with `new(impl Into<String>) -> Result<Self, $error>` and one field, the text, all conversions that
-/// lead through that one door.
+/// Gives types with `new(impl Into<String>) -> Result<Self, $error>` and one field, the text, all conversions,
+/// which call nothing else to make one.
 macro_rules! text_conversions {
     ($error:ty => $($name:ident),+) => {$(
         impl TryFrom<String> for $name {

@@ -162,16 +162,16 @@ fn users(issued: &IssuedClients, rules: Rules) -> String {
 /// One user. The kind of connection is said for each: to NATS's own protocol a user without a password is one with
 /// an empty password.
 ///
-/// Who is out may connect by a door that is not there, and keeps the rest: with a user, or the right to publish on a
+/// Who is out may connect in a way only that is not listened for, and keeps the rest: with a user, or the right to publish on a
 /// topic, NATS takes away what the user has retained.
 fn user(rules: Rules, peer: &Peer, standing: Standing) -> String {
     let Rights { read, write } = Rights::of(rules, peer);
-    let door = match standing {
+    let way_in = match standing {
         Standing::In => "MQTT",
         Standing::Out => "WEBSOCKET",
     };
     format!(
-        "      {{ user: \"{subject}\", allowed_connection_types: [\"{door}\"], permissions: {{ \
+        "      {{ user: \"{subject}\", allowed_connection_types: [\"{way_in}\"], permissions: {{ \
          publish: {publish}, subscribe: {subscribe} }} }}",
         subject = subject(peer),
         publish = permission(&write),
@@ -207,8 +207,8 @@ mod tests {
     fn a_user_comes_in_by_mqtt_alone_and_one_who_is_out_by_nothing() {
         let web = peer(Role::Agent, "prod", "web-1");
         let line = user(Rules::default(), &web, Standing::In);
-        let door = "{ user: \"CN=web-1,OU=agent,O=prod\", allowed_connection_types: [\"MQTT\"],";
-        assert!(line.trim().starts_with(door), "{line}");
+        let way_in = "{ user: \"CN=web-1,OU=agent,O=prod\", allowed_connection_types: [\"MQTT\"],";
+        assert!(line.trim().starts_with(way_in), "{line}");
         let rights = "{ allow: [\"hoist.v1.prod.web-1.deploy\", \"hoist.v1.prod.web-1.echo\"] }";
         assert!(line.contains(&format!("subscribe: {rights}")), "{line}");
         let out = user(Rules::default(), &web, Standing::Out);
