@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use hoist_protocol::{FleetName, Machine, Order, VerifyError};
+use hoist_protocol::{FleetName, Machine, Order, ScreenedDeployment, TrustedKeys, VerifyError};
 
 use crate::observe::Reason;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -51,20 +51,6 @@ pub enum DeployRefusal {
     },
 }
 
-/// What a verified deployment is compared by.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Proof {
-    order: Order,
-    may_raise_epoch: bool,
-}
-
-impl Proof {
-    /// The deployment's order.
-    pub(crate) const fn order(&self) -> Order {
-        self.order
-    }
-}
-
 impl DeployRefusal {
     /// As a word for counters and the audit log.
     pub(crate) const fn reason(&self) -> Reason {
@@ -104,29 +90,46 @@ impl Deploys {
         served.map_or(Quota::NONE, |served| served.quota)
     }
 
-    /// Verifies `payload`, published on the `deploy` topic of `machine`. There is no proof without trusted keys.
+    /// Verifies what was published on the `deploy` topics of machines of `fleet`, all of it together. The answers
+    /// have the order of `deploys`. There is no proof without trusted keys.
+    pub(crate) fn verify(
+        &self,
+        fleet: &FleetName,
+        deploys: &[(&Machine, &[u8])],
+    ) -> Vec<Result<Option<ScreenedDeployment>, DeployRefusal>> {
+        let Some(keys) = self.keys(fleet) else {
+            return vec![Ok(None); deploys.len()];
+        };
+        let screened = keys.screen(deploys).into_iter().zip(deploys);
+        screened
+            .map(|(screened, (machine, _))| {
+                screened
+                    .map(Some)
+                    .map_err(|error| unverified(machine, error))
+            })
+            .collect()
+    }
+
+    /// Verifies one by itself.
     ///
     /// # Errors
     /// [`DeployRefusal::Unverified`]
-    pub(crate) fn verify(
+    pub(crate) fn verify_one(
         &self,
         machine: &Machine,
         payload: &[u8],
-    ) -> Result<Option<Proof>, DeployRefusal> {
-        let fleet = self.fleets.get(&machine.fleet);
-        let Some(keys) = fleet.and_then(|fleet| fleet.trusted_keys.as_ref()) else {
+    ) -> Result<Option<ScreenedDeployment>, DeployRefusal> {
+        let Some(keys) = self.keys(&machine.fleet) else {
             return Ok(None);
         };
-        let verified =
-            keys.verify(payload, machine)
-                .map_err(|error| DeployRefusal::Unverified {
-                    machine: machine.clone(),
-                    source: Box::new(error),
-                })?;
-        Ok(Some(Proof {
-            order: verified.deployment().order(),
-            may_raise_epoch: verified.may_raise_epoch(),
-        }))
+        let verified = keys.verify(payload, machine);
+        verified
+            .map(|verified| Some(verified.into()))
+            .map_err(|error| unverified(machine, error))
+    }
+
+    fn keys(&self, fleet: &FleetName) -> Option<&TrustedKeys> {
+        self.fleets.get(fleet)?.trusted_keys.as_ref()
     }
 
     /// Whether a deployment with `proof` may take the place of one with the proof `retained`. What is retained
@@ -136,26 +139,33 @@ impl Deploys {
     /// [`DeployRefusal::Order`] and [`DeployRefusal::Epoch`]
     pub(crate) fn supersedes(
         machine: &Machine,
-        proof: Option<Proof>,
-        retained: Option<Proof>,
+        proof: Option<ScreenedDeployment>,
+        retained: Option<ScreenedDeployment>,
     ) -> Result<(), DeployRefusal> {
         let (Some(proof), Some(retained)) = (proof, retained) else {
             return Ok(());
         };
-        if proof.order <= retained.order {
+        if proof.order() <= retained.order() {
             return Err(DeployRefusal::Order {
                 machine: machine.clone(),
-                given: proof.order,
-                retained: retained.order,
+                given: proof.order(),
+                retained: retained.order(),
             });
         }
-        if proof.order.epoch > retained.order.epoch && !proof.may_raise_epoch {
+        if proof.order().epoch > retained.order().epoch && !proof.may_raise_epoch() {
             return Err(DeployRefusal::Epoch {
                 machine: machine.clone(),
-                given: proof.order.epoch,
-                retained: retained.order.epoch,
+                given: proof.order().epoch,
+                retained: retained.order().epoch,
             });
         }
         Ok(())
+    }
+}
+
+fn unverified(machine: &Machine, error: VerifyError) -> DeployRefusal {
+    DeployRefusal::Unverified {
+        machine: machine.clone(),
+        source: Box::new(error),
     }
 }

@@ -84,6 +84,27 @@ impl Envelope {
     }
 }
 
+/// An envelope that was taken apart, and what signatures over it are over.
+pub(crate) struct Opened {
+    pub(crate) envelope: Envelope,
+    pub(crate) message: Vec<u8>,
+}
+
+impl Opened {
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, VerifyError> {
+        let envelope = Envelope::read(bytes)?;
+        Ok(Self {
+            message: signed_bytes(&envelope.payload),
+            envelope,
+        })
+    }
+
+    /// Whether `key` made the signature.
+    pub(crate) fn is_signed(&self, key: &PublicKey, signature: &Signature) -> bool {
+        key.verifies(&self.message, &signature.bytes)
+    }
+}
+
 /// Signs `deployment` with every key of `keys`; the result is what goes to the machine's `deploy` topic.
 ///
 /// # Errors
@@ -258,13 +279,27 @@ impl TrustedKeys {
         bytes: &[u8],
         machine: &Machine,
     ) -> Result<VerifiedDeployment, VerifyError> {
-        let envelope = Envelope::read(bytes)?;
-        let message = signed_bytes(&envelope.payload);
-        let signers = signers(&self.keys, &envelope.signatures, |key, signature| {
-            key.verifies(&message, &signature.bytes)
-        });
+        let opened = Opened::read(bytes)?;
+        self.judge(&opened, machine, |key, signature| {
+            opened.is_signed(key, signature)
+        })
+    }
+
+    /// What [`Self::verify`] says of an envelope when `holds` tells which key made a signature.
+    pub(crate) fn judge(
+        &self,
+        opened: &Opened,
+        machine: &Machine,
+        holds: impl FnMut(&PublicKey, &Signature) -> bool,
+    ) -> Result<VerifiedDeployment, VerifyError> {
+        let Envelope {
+            payload,
+            signatures,
+            ..
+        } = &opened.envelope;
+        let signers = signers(&self.keys, signatures, holds);
         if signers.len() < self.required {
-            let named: Vec<&str> = envelope.signatures.iter().map(|s| s.key.as_str()).collect();
+            let named: Vec<&str> = signatures.iter().map(|s| s.key.as_str()).collect();
             let named = if named.is_empty() {
                 "none".to_owned()
             } else {
@@ -276,7 +311,7 @@ impl TrustedKeys {
                 named,
             });
         }
-        let deployment = Deployment::decode(&envelope.payload).map_err(VerifyError::Payload)?;
+        let deployment = Deployment::decode(payload).map_err(VerifyError::Payload)?;
         if deployment.machine() != machine {
             return Err(VerifyError::OtherMachine {
                 found: Box::new(deployment.machine().clone()),

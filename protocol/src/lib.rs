@@ -17,6 +17,7 @@ mod key;
 pub mod limits;
 mod name;
 mod order;
+mod screen;
 mod status;
 mod store_path;
 mod substituter;
@@ -40,6 +41,7 @@ pub use exit::Exit;
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use name::{AgentName, FleetName, KeyName, NameError, nearest};
 pub use order::{DeploymentId, DeploymentIdError, KnownOrders, Order, SequenceError};
+pub use screen::ScreenedDeployment;
 pub use status::{
     FetchProgress, History, HistoryEntry, LogLine, Reason, RebootReason, Refused, ReportError,
     SCHEMA, State, Status, Stream,

@@ -407,6 +407,33 @@ fn public_keys_of_the_secret_half_are_refused_by_serde_too() {
     assert!(error.contains("secret half"), "{error}");
 }
 
+/// A message on the topic of web-1: the first four kinds are trusted, the others not.
+fn a_message(kind: usize) -> Vec<u8> {
+    let signed = |keys: &[SigningKey]| sign(&full(), keys).unwrap();
+    match kind {
+        0 => signed(&[key("ci", 7)]),
+        1 => signed(&[key("root", 8), key("ci", 7)]),
+        // Two trusted keys have this name.
+        2 => signed(&[key("ci", 6)]),
+        // A name that nobody has.
+        3 => signed(&[key("x", 8)]),
+        4 => signed(&[key("ci", 9)]),
+        5 => {
+            let mut damaged = signed(&[key("ci", 7)]);
+            let last = damaged.len() - 3;
+            damaged[last] ^= 1;
+            damaged
+        }
+        6 => {
+            let mut parts = full_parts();
+            parts.machine = machine("web-2");
+            sign(&Deployment::new(parts).unwrap(), &[key("ci", 7)]).unwrap()
+        }
+        7 => Vec::new(),
+        _ => vec![1; 50],
+    }
+}
+
 proptest! {
     #[test]
     fn no_changed_byte_is_accepted(at in any::<prop::sample::Index>(), xor in 1..=255_u8) {
@@ -427,6 +454,29 @@ proptest! {
         prop_assume!(cut < signed.len());
         prop_assert!(keys.verify(&signed[..cut], &machine("web-1")).is_err());
         prop_assert!(keys.verify(&[signed, extra].concat(), &machine("web-1")).is_err());
+    }
+
+    #[test]
+    fn many_at_once_are_judged_as_each_by_itself(kinds in proptest::collection::vec(0..9_usize, 0..12)) {
+        let keys = TrustedKeys::with_policy(
+            vec![key("ci", 7).public(), key("root", 8).public(), key("ci", 6).public()],
+            1,
+            vec![key("root", 8).public()],
+        )
+        .unwrap();
+        let messages: Vec<Vec<u8>> = kinds.into_iter().map(a_message).collect();
+        let here = machine("web-1");
+        let found: Vec<_> = messages.iter().map(|bytes| (&here, bytes.as_slice())).collect();
+        let screened = keys.screen(&found);
+        prop_assert_eq!(screened.len(), messages.len());
+        for (screened, bytes) in screened.into_iter().zip(&messages) {
+            let alone = keys.verify(bytes, &here);
+            let known = |order, may_raise_epoch| (order, may_raise_epoch);
+            prop_assert_eq!(
+                screened.map(|it| known(it.order(), it.may_raise_epoch())),
+                alone.map(|it| known(it.deployment().order(), it.may_raise_epoch()))
+            );
+        }
     }
 
     #[test]

@@ -119,7 +119,9 @@ pub fn deploys(input: &[u8]) {
     let fleet_settings: Fleet = options.try_into().expect("one key is enough");
     let deploys = Deploys::new(Fleets::Any(Box::new(fleet_settings)).into());
     let machine = Machine::new(fleet(), name("web-1"));
-    assert!(deploys.verify(&machine, input).is_err());
+    assert!(deploys.verify_one(&machine, input).is_err());
+    let twice = deploys.verify(&machine.fleet, &[(&machine, input); 2]);
+    assert!(twice.len() == 2 && twice.iter().all(Result::is_err));
 }
 
 /// Certificates and denylists: what is read is the same in all views of it.

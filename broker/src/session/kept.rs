@@ -91,12 +91,7 @@ impl Kept {
                     Err(refusal) => verdict(&refusal),
                 };
                 self.acks.settle(ticket, settled);
-                // Answers are for the connection that asked; what is sent again is answered again.
-                while let Some(answer) = self.acks.next() {
-                    if answer.verdict != Verdict::Accepted {
-                        self.received.remove(&answer.packet_id);
-                    }
-                }
+                self.discard_answers();
                 None
             }
             Event::Message(message, via) => {
@@ -138,8 +133,19 @@ impl Kept {
         self.subscriptions.refresh(channel, changes.as_of);
     }
 
+    /// Answers are for the connection that asked; what is sent again is answered again. What was refused has not
+    /// arrived.
+    fn discard_answers(&mut self) {
+        while let Some(answer) = self.acks.next() {
+            if answer.verdict != Verdict::Accepted {
+                self.received.remove(&answer.packet_id);
+            }
+        }
+    }
+
     /// The connection has ended.
     pub(super) fn lose_connection(&mut self) {
+        self.discard_answers();
         self.acks.lose_connection();
         self.inflight.lose_connection();
     }

@@ -14,6 +14,7 @@ mod outbox;
 mod publishing;
 mod subscribing;
 mod subscriptions;
+mod wanted;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ use acks::Verdict;
 pub(crate) use ended::Ended;
 pub(crate) use kept::Kept;
 pub(crate) use opening::Will;
+use wanted::Wanted;
 
 /// What the connection has to do for its session, in order.
 #[derive(Debug)]
@@ -138,7 +140,7 @@ pub(crate) struct Session {
     /// Messages made into bytes since this was last asked.
     sent: u64,
     output: Vec<u8>,
-    effects: Vec<Effect>,
+    wanted: Vec<Wanted>,
     ended: Option<Ended>,
 }
 
@@ -165,7 +167,7 @@ impl Session {
             progress: false,
             sent: 0,
             output: Vec::new(),
-            effects: Vec::new(),
+            wanted: Vec::new(),
             ended: None,
         }
     }
@@ -231,11 +233,6 @@ impl Session {
             kept,
             outlives,
         }
-    }
-
-    /// Takes the effects out.
-    pub(crate) fn take_effects(&mut self) -> Vec<Effect> {
-        std::mem::take(&mut self.effects)
     }
 
     /// Whether the client has acknowledged something since this was last asked.
@@ -332,7 +329,7 @@ impl Session {
         match event {
             Event::Settled(ticket, outcome) => self.settled(ticket, outcome),
             Event::Message(message, via) => self.kept.deliver(message, via, false),
-            Event::Gap(channel, since) => self.effects.push(Effect::Refresh(channel, since)),
+            Event::Gap(channel, since) => self.want(Effect::Refresh(channel, since)),
         }
     }
 

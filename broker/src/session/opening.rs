@@ -84,7 +84,7 @@ impl Session {
                 properties: will.said.properties,
             };
             let admitted = self
-                .admit(
+                .admit_will(
                     &will.topic,
                     Arc::from(will.payload),
                     will.qos,
@@ -113,7 +113,7 @@ impl Session {
             keep_alive,
         }));
         self.phase = Phase::Claiming;
-        self.effects.push(Effect::Claim(Claim {
+        self.want(Effect::Claim(Claim {
             client_id,
             clean_start: connect.clean_start,
             outlives: !self.kept.expiry.is_zero(),

@@ -6,12 +6,20 @@ use hoist_protocol::Channel;
 
 use super::acks::{Answer, Verdict};
 use super::opening::{RECEIVE_MAXIMUM, expires_at_ms};
+use super::wanted::{Unverified, Wanted};
 use super::{Admitted, Effect, Ended, Session, verdict};
 use crate::frame::{Ack, FrameError, Publish, ReasonCode, Said};
 use crate::guard::admit_publication;
 use crate::inbox::Ticket;
 use crate::message::{Extras, Message, Qos};
 use crate::store::{Outcome, Publication};
+
+/// What the guard has let in.
+enum Entry {
+    Admitted(Admitted),
+    /// A deployment, of which the guard knows no more than its topic.
+    Unverified(Unverified),
+}
 
 impl Session {
     pub(super) fn publish(&mut self, publish: Publish) -> Result<(), Ended> {
@@ -38,6 +46,7 @@ impl Session {
                 _ => {}
             }
         }
+        let ticket = self.kept.acks.open(answer);
         let Publish {
             topic,
             payload,
@@ -47,23 +56,38 @@ impl Session {
             ..
         } = publish;
         match self.admit(&topic, payload, qos, retain, said) {
-            Ok(admitted) => {
-                let ticket = self.kept.acks.open(answer);
-                self.effects.push(Effect::Publish(admitted, ticket));
+            Ok(Entry::Admitted(admitted)) => {
+                self.want(Effect::Publish(admitted, ticket));
                 Ok(())
             }
-            // MQTT 3.1.1 has no way to refuse a publish but to close, and at QoS 0 nobody has.
-            Err(refusal) if answer.is_none() || !self.speaks_v5() => Err(refusal),
-            Err(refusal) => {
-                let ticket = self.kept.acks.open(answer);
+            Ok(Entry::Unverified(unverified)) => {
+                let answered = answer.is_some();
+                self.wanted.push(Wanted::Deploy {
+                    unverified,
+                    ticket,
+                    answered,
+                });
+                Ok(())
+            }
+            Err(refusal) if self.can_refuse(answer.is_some()) => {
                 self.refuse(ticket, refusal);
                 Ok(())
+            }
+            Err(refusal) => {
+                self.kept.acks.settle(ticket, verdict(&refusal));
+                Err(refusal)
             }
         }
     }
 
-    /// Lets a publish or a will in, or says why not.
-    pub(super) fn admit(
+    /// Whether a publish can be refused otherwise than by closing: MQTT 3.1.1 knows no other way, and at QoS 0 nobody
+    /// is answered.
+    pub(super) fn can_refuse(&self, answered: bool) -> bool {
+        answered && self.speaks_v5()
+    }
+
+    /// Lets a will in, or says why not.
+    pub(super) fn admit_will(
         &self,
         topic: &str,
         payload: Arc<[u8]>,
@@ -71,33 +95,49 @@ impl Session {
         retain: bool,
         said: Said,
     ) -> Result<Admitted, Ended> {
+        match self.admit(topic, payload, qos, retain, said)? {
+            Entry::Admitted(admitted) => Ok(admitted),
+            Entry::Unverified(unverified) => Ok(unverified.verify(&self.kept.policy.deploys)?),
+        }
+    }
+
+    /// Lets a publish in, or says why not.
+    fn admit(
+        &self,
+        topic: &str,
+        payload: Arc<[u8]>,
+        qos: Qos,
+        retain: bool,
+        said: Said,
+    ) -> Result<Entry, Ended> {
         let policy = &self.kept.policy;
         let topic = admit_publication(policy.rules, self.peer(), topic, &payload, retain)?;
         let extras = self.extras(said);
         let author = self.kept.author;
         if !topic.channel.is_retained() {
-            return Ok(Admitted::Relay(Message {
+            return Ok(Entry::Admitted(Admitted::Relay(Message {
                 topic,
                 payload,
                 qos,
                 commit: None,
                 author,
                 extras,
-            }));
+            })));
         }
-        let proof = if topic.channel == Channel::Deploy && !payload.is_empty() {
-            policy.deploys.verify(&topic.machine, &payload)?
-        } else {
-            None
-        };
-        Ok(Admitted::Store(Publication {
+        let is_deployment = topic.channel == Channel::Deploy && !payload.is_empty();
+        let publication = Publication {
             topic,
             qos,
             payload,
             author,
             extras,
-            proof,
-        }))
+            proof: None,
+        };
+        Ok(if is_deployment {
+            Entry::Unverified(Unverified::new(publication))
+        } else {
+            Entry::Admitted(Admitted::Store(publication))
+        })
     }
 
     fn extras(&self, said: Said) -> Option<Arc<Extras>> {
@@ -120,17 +160,20 @@ impl Session {
             }
             Err(refusal) if self.speaks_v5() => self.refuse(ticket, refusal),
             // Not acknowledged: MQTT 3.1.1 has no other way to say no.
-            Err(refusal) => self.end(refusal),
+            Err(refusal) => {
+                self.kept.acks.settle(ticket, verdict(&refusal));
+                self.end(refusal);
+            }
         }
     }
 
     fn refuse(&mut self, ticket: Ticket, refusal: Ended) {
         self.kept.acks.settle(ticket, verdict(&refusal));
-        self.effects.push(Effect::Refused(refusal));
+        self.want(Effect::Refused(refusal));
         self.send_answers();
     }
 
-    fn send_answers(&mut self) {
+    pub(super) fn send_answers(&mut self) {
         while let Some(answer) = self.kept.acks.next() {
             let Answer {
                 ack,

@@ -85,8 +85,7 @@ impl Session {
             });
             requests.push(Request { filter, granted });
         }
-        self.effects
-            .push(Effect::Subscribe(subscribe.packet_id, requests));
+        self.want(Effect::Subscribe(subscribe.packet_id, requests));
         Ok(())
     }
 
@@ -202,11 +201,11 @@ impl Session {
                 ReasonCode::NoSubscriptionExisted
             });
             if let Some(agent) = self.kept.subscriptions.remove(filter) {
-                self.effects.push(Effect::Unwatch(agent));
+                self.want(Effect::Unwatch(agent));
             }
         }
         if self.kept.subscriptions.wild_len() == 0 {
-            self.effects.push(Effect::UnwatchAll);
+            self.want(Effect::UnwatchAll);
         }
         self.frames
             .unsuback(unsubscribe.packet_id, codes.into_iter(), &mut self.output);

@@ -16,6 +16,7 @@ use super::delivery::OUTPUT_LEN;
 use super::*;
 
 mod model;
+mod refused;
 mod v5;
 
 fn policy() -> Arc<Policy> {

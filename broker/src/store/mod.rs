@@ -14,11 +14,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use camino::Utf8Path;
-use hoist_protocol::{FleetName, Topic};
+use hoist_protocol::{FleetName, ScreenedDeployment, Topic};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::deploys::{DeployRefusal, Deploys, Proof};
+use crate::deploys::{DeployRefusal, Deploys};
 use crate::guard::Pattern;
 use crate::inbox::{Inbox, Ticket};
 use crate::message::{Author, Commit, Extras, Message, Qos};
@@ -53,7 +53,7 @@ pub(crate) struct Publication {
     pub(crate) author: Author,
     pub(crate) extras: Option<Arc<Extras>>,
     /// Of a deployment, when the broker knows the trusted keys.
-    pub(crate) proof: Option<Proof>,
+    pub(crate) proof: Option<ScreenedDeployment>,
 }
 
 /// What became of a publication.

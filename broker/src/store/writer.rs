@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use hoist_protocol::{Channel, Machine, Topic};
+use hoist_protocol::{Channel, Machine, ScreenedDeployment, Topic};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 use tracing::{debug, error, info, warn};
@@ -13,7 +13,7 @@ use super::disk::{Disk, StoreError};
 use super::index::Index;
 use super::quota::Quotas;
 use super::{Outcome, Publication, Reply, Unavailable};
-use crate::deploys::{Deploys, Proof};
+use crate::deploys::Deploys;
 use crate::inbox::Event;
 use crate::message::Message;
 use crate::observe::{Decision, Deploy, Observer};
@@ -32,7 +32,7 @@ pub(super) struct Writer<T> {
     deploys: Arc<Deploys>,
     observer: Observer,
     /// The proofs of retained deployments, as far as they were needed since the start.
-    proofs: HashMap<Machine, Option<Proof>>,
+    proofs: HashMap<Machine, Option<ScreenedDeployment>>,
     /// Since when the disk takes nothing, and when it was last tried.
     failing: Option<Instant>,
     tell: T,
@@ -284,7 +284,9 @@ impl<T: FnMut(&Arc<Message>) -> Result<(), RouterError>> Writer<T> {
                 let before = match (self.proofs.get(machine), retained) {
                     (Some(proof), _) => *proof,
                     // What was retained before the keys changed may not verify: then anything verified is newer.
-                    (None, Some(payload)) => self.deploys.verify(machine, payload).ok().flatten(),
+                    (None, Some(payload)) => {
+                        self.deploys.verify_one(machine, payload).ok().flatten()
+                    }
                     (None, None) => None,
                 };
                 if let Err(refusal) = Deploys::supersedes(machine, publication.proof, before) {

@@ -4,13 +4,43 @@ use super::*;
 use crate::message::Extras;
 
 /// A CONNECT of MQTT 5: clean start, keep-alive 60 s, these properties.
-fn connect_5(id: &str, properties: &[u8]) -> Vec<u8> {
+pub(super) fn connect_5(id: &str, properties: &[u8]) -> Vec<u8> {
     let (len, id_len) = (properties.len(), id.len());
     let head = [0, 4, b'M', b'Q', b'T', b'T', 5, 2, 0, 60];
     let lens = [u8::try_from(len).unwrap()];
     let id_len = u16::try_from(id_len).unwrap().to_be_bytes();
     let body = [&head[..], &lens, properties, &id_len, id.as_bytes()].concat();
     [&[0x10, u8::try_from(body.len()).unwrap()][..], &body].concat()
+}
+
+/// A PUBLISH of MQTT 3.1.1 at QoS 1 or 2 as MQTT 5 has it, without properties.
+pub(super) fn publish_5(packet: &[u8]) -> Vec<u8> {
+    let at = 1 + packet[1..]
+        .iter()
+        .position(|byte| byte & 0x80 == 0)
+        .unwrap();
+    let body = &packet[at + 1..];
+    let head = 2 + usize::from(u16::from_be_bytes([body[0], body[1]])) + 2;
+    let body = [&body[..head], &[0], &body[head..]].concat();
+    let (low, high) = (body.len() % 128, body.len() / 128);
+    assert!(high < 128);
+    let len = [
+        0x80 | u8::try_from(low).unwrap(),
+        u8::try_from(high).unwrap(),
+    ];
+    [&packet[..1], &len, &body].concat()
+}
+
+/// The reason codes of PUBACKs.
+pub(super) fn pubacks(mut output: &[u8]) -> Vec<u8> {
+    let mut codes = Vec::new();
+    while let [0x40, len, rest @ ..] = output {
+        let (packet, behind) = rest.split_at(usize::from(*len));
+        codes.push(packet.get(2).copied().unwrap_or_default());
+        output = behind;
+    }
+    assert!(output.is_empty());
+    codes
 }
 
 fn open_5(role: Role, id: &str) -> Session {
