@@ -173,20 +173,27 @@ impl Session {
         self.send_answers();
     }
 
+    /// Sends the answers that are due. A session that has ended gives none: on MQTT 3.1.1 each would say that all is well.
     pub(super) fn send_answers(&mut self) {
-        while let Some(answer) = self.kept.acks.next() {
+        while self.ended.is_none()
+            && let Some(answer) = self.kept.acks.next()
+        {
             let Answer {
                 ack,
                 packet_id,
                 verdict,
             } = answer;
+            if verdict != Verdict::Accepted {
+                // With that the exchange is over, and the id is free (MQTT 5, section 4.3.3).
+                self.kept.received.remove(&packet_id);
+            }
             match verdict {
                 Verdict::Accepted => self.acknowledge(ack, packet_id, ReasonCode::Success, None),
-                Verdict::Refused(code, why) => {
-                    // With that the exchange is over, and the id is free (MQTT 5, section 4.3.3).
-                    self.kept.received.remove(&packet_id);
+                Verdict::Refused(code, why) if self.speaks_v5() => {
                     self.acknowledge(ack, packet_id, code, Some(&why));
                 }
+                // Refused on an earlier connection that spoke MQTT 5: this one has no word for it.
+                Verdict::Refused(..) => {}
             }
         }
     }

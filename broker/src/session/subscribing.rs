@@ -80,7 +80,7 @@ impl Session {
             let granted = self.grant(&filter, subscribe.identifier, &mut added)?;
             let filter = filter.filter;
             let granted = granted.map_err(|why| {
-                self.effects.push(Effect::Refused(why.of(&filter)));
+                self.want(Effect::Refused(why.of(&filter)));
                 why.code()
             });
             requests.push(Request { filter, granted });

@@ -187,3 +187,23 @@ fn a_publish_that_was_not_stored_holds_up_no_later_answer() {
     next.settled(ticket, Outcome::Retained);
     assert!(matches!(&packets(&mut next)[..], [Packet::PubAck(ack)] if ack.pkid == 1));
 }
+
+#[test]
+fn on_mqtt_3_nothing_is_acknowledged_from_what_was_refused_on() {
+    let mut session = opened(trusting(), &bytes(&Packet::Connect(connect("ci.1"))));
+    let read: Vec<u8> = (1..=3)
+        .flat_map(|id| deploy(id, QoS::AtLeastOnce, "web-1", 1))
+        .collect();
+    session.receive(&read);
+    let outcomes = [
+        Outcome::Retained,
+        Outcome::Unavailable(Unavailable::Disk),
+        Outcome::Retained,
+    ];
+    let tickets = published(session.take_effects());
+    for ((_, ticket), outcome) in tickets.into_iter().zip(outcomes) {
+        session.on(Event::Settled(ticket, outcome));
+    }
+    assert!(matches!(session.ended(), Some(Ended::Unavailable(_))));
+    assert!(matches!(&packets(&mut session)[..], [Packet::PubAck(ack)] if ack.pkid == 1));
+}
