@@ -115,6 +115,8 @@ in
     Umask = 63;
   };
 
+  # What the agent would refuse at its start, when it may be too late, is refused before a system is built.
+  #
   # `more` names what the module itself sets of `agent.toml`, besides what every one of them does.
   assertions =
     cfg: more:
@@ -124,7 +126,28 @@ in
         "trusted_keys"
       ]
       ++ more
-    );
+    )
+    ++ [
+      {
+        assertion = builtins.all (key: builtins.elem key cfg.trustedKeys) (
+          if cfg.epochKeys == null then [ ] else cfg.epochKeys
+        );
+        message = "services.hoist-agent.epochKeys has keys that are not among its trustedKeys";
+      }
+      {
+        assertion =
+          cfg.requiredSignatures == null || cfg.requiredSignatures <= builtins.length cfg.trustedKeys;
+        message = "services.hoist-agent.requiredSignatures asks for more signatures than there are trustedKeys: nothing could be deployed";
+      }
+      {
+        assertion = builtins.length cfg.tags <= 16;
+        message = "services.hoist-agent.tags has more than 16 tags";
+      }
+      {
+        assertion = !(builtins.isList cfg.broker) || builtins.length cfg.broker <= 8;
+        message = "services.hoist-agent.broker names more than 8 brokers";
+      }
+    ];
 
   # Within this time the service manager hears that the agent lives, or starts it again.
   watchdog = "2min";

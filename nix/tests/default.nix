@@ -134,6 +134,21 @@ let
       # There it is the user's choice.
       && holds (stub.evaluate flake.homeModules.agent "hoist-agent" (enabledAgent // { settings.state = "/s"; })).assertions
       && !(holds (broker (secrets // { enable = true; settings.listen = "[::]:1"; })).assertions);
+    whatTheAgentWouldRefuseAtItsStartIsRefusedBefore =
+      let
+        kept = values: holds (agent (enabledAgent // values)).assertions;
+        many = n: value: builtins.genList (_: value) n;
+      in
+      kept {
+        epochKeys = enabledAgent.trustedKeys;
+        requiredSignatures = 1;
+        tags = many 16 "a";
+        broker = many 8 "mqtts://b";
+      }
+      && !(kept { epochKeys = [ "hoist-other:AAAA" ]; })
+      && !(kept { requiredSignatures = 2; })
+      && !(kept { tags = many 17 "a"; })
+      && !(kept { broker = many 9 "mqtts://b"; });
     theUnitInTheDocumentsIsTheOneOfTheModule =
       let
         documents = builtins.readFile ../../docs/machines.md;

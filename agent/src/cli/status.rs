@@ -68,6 +68,9 @@ fn to_text(seen: &Seen, now: Timestamp, screen: Screen) -> String {
     if !status.message.is_empty() {
         pairs.push(plain("", one_line(status.message.as_str())));
     }
+    if status.state.is_final() && !status.state.is_good() {
+        pairs.extend(log(status));
+    }
     if let Some(fetch) = status.fetch.filter(|_| !status.state.is_final()) {
         pairs.push(plain(
             "fetched",
@@ -110,6 +113,14 @@ fn to_text(seen: &Seen, now: Timestamp, screen: Screen) -> String {
         false => "this machine".to_owned(),
     };
     format!("{title}\n{}", screen.pairs(&pairs))
+}
+
+/// The end of what the deployment logged: nothing else of it is kept at the machine.
+fn log(status: &Status) -> Vec<(&'static str, String, Tone)> {
+    let names = std::iter::once("log").chain(std::iter::repeat(""));
+    let lines = status.log_tail.iter().zip(names);
+    let shown = lines.map(|(line, name)| (name, one_line(line.as_str()), Tone::Plain));
+    shown.collect()
 }
 
 fn agent(seen: &Seen, now: Timestamp) -> (&'static str, String, Tone) {
@@ -216,7 +227,7 @@ fn held(seen: &Seen, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use hoist_agent_core::Hold;
-    use hoist_protocol::Text;
+    use hoist_protocol::{State, Text};
 
     use super::*;
     use crate::control::Connection;
@@ -275,6 +286,25 @@ mod tests {
             assert!(text.contains(line), "{line:?} in {text}");
         }
         assert!(!text.contains("profile"), "{text}");
+    }
+
+    #[test]
+    fn the_end_of_the_log_is_shown_of_what_did_not_end_well_and_of_nothing_else() {
+        let mut seen = seen(AgentSeen::Stopped);
+        seen.status.log_tail = (1..=20)
+            .map(|n| Text::lossy(&format!("line {n}")))
+            .collect();
+        let shown = |seen: &Seen| to_text(seen, Timestamp::from_ms(4_000), Screen::PLAIN);
+        let text = shown(&seen);
+        assert!(
+            text.contains("  log      line 1\n           line 2\n"),
+            "{text}"
+        );
+        assert!(text.contains("           line 20\n"), "{text}");
+        for state in [State::Succeeded, State::Activating] {
+            seen.status.state = state;
+            assert!(!shown(&seen).contains("line 20"));
+        }
     }
 
     #[test]
