@@ -107,7 +107,7 @@ fn address(bytes: &[u8]) -> String {
 }
 
 fn printable(text: &str) -> String {
-    hoist_protocol::Text::<512>::lossy(text).to_string()
+    hoist_protocol::Text::<512>::line(text).to_string()
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -196,5 +196,5 @@ fn minute(time: UnixTime) -> Timestamp {
 }
 
 fn printable(text: &str) -> String {
-    Text::<1024>::lossy(text).to_string()
+    Text::<1024>::line(text).to_string()
 }

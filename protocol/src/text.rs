@@ -77,6 +77,12 @@ impl<const MAX: usize> Text<MAX> {
         Self(kept)
     }
 
+    /// Makes one line of anything, as [`Self::lossy`] does: line feeds and tabs become spaces.
+    #[must_use]
+    pub fn line(text: &str) -> Self {
+        Self::lossy(&text.replace(['\n', '\t'], " "))
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -115,6 +121,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_line_is_one() {
+        assert_eq!(
+            Text::<40>::line("web-1\n\tINFO\r\u{1b}").as_str(),
+            "web-1  INFO\u{fffd}\u{fffd}"
+        );
+    }
 
     #[test]
     fn control_characters_are_refused() {

@@ -145,7 +145,7 @@ pub(super) fn remark(text: &str) {
 
 /// Text of others on one line.
 pub(super) fn one_line(text: &str) -> String {
-    Text::<1024>::lossy(&text.replace(['\n', '\t'], " ")).to_string()
+    Text::<1024>::line(text).to_string()
 }
 
 /// A state in words.

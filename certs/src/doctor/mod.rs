@@ -139,7 +139,7 @@ impl Findings {
 
 /// Text of others on one line.
 fn one_line(text: &str) -> String {
-    Text::<1024>::lossy(&text.replace(['\n', '\t'], " ")).to_string()
+    Text::<1024>::line(text).to_string()
 }
 
 #[cfg(test)]

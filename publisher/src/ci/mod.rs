@@ -232,7 +232,7 @@ const fn is_bad(outcome: Outcome) -> bool {
 }
 
 fn one_line(text: &str) -> String {
-    Text::<1024>::lossy(&text.replace(['\n', '\t'], " ")).to_string()
+    Text::<1024>::line(text).to_string()
 }
 
 /// A message of a GitHub command: <https://docs.github.com/actions/reference/workflow-commands-for-github-actions>.

@@ -201,5 +201,5 @@ pub async fn reader_gone() -> io::Result<()> {
 /// Text of others on one line, short enough for a table.
 #[must_use]
 pub fn one_line(text: &str) -> String {
-    Text::<300>::lossy(&text.replace(['\n', '\t'], " ")).to_string()
+    Text::<300>::line(text).to_string()
 }
