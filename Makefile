@@ -53,7 +53,7 @@ install: ## Build optimised programs and install them under PREFIX (/usr/local)
 	$(CARGO) build --release --locked --package hoist-certs --package hoist-broker --package hoist-agent --package hoist-publisher
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install -m 755 target/release/hoist target/release/hoist-agent target/release/hoist-broker target/release/hoist-certs $(DESTDIR)$(PREFIX)/bin/
-	for program in hoist hoist-agent hoist-certs; do target/release/$$program man $(DESTDIR)$(PREFIX)/share/man/man1 || exit 1; done
+	for program in hoist hoist-agent hoist-broker hoist-certs; do target/release/$$program man $(DESTDIR)$(PREFIX)/share/man/man1 || exit 1; done
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/hoist completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/hoist
 	target/release/hoist completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_hoist

@@ -3,7 +3,7 @@
 let
   inherit (pkgs) lib;
 
-  # What the build reads: of the documents, only the one that a test compares with what is printed.
+  # What the build and the unit tests read: of the documents, only the one that is compared with what is printed.
   source = lib.fileset.toSource {
     root = ../.;
     fileset = lib.fileset.unions [
@@ -17,6 +17,7 @@ let
       ../publisher
       ../tests
       ../docs/hoist.md
+      ../fuzz/corpus
     ];
   };
 
@@ -25,7 +26,7 @@ let
       crate,
       binary,
       description,
-      # Shell commands that make and install what is there besides the program.
+      # Shell commands that make and install what is there besides the program and its manual pages.
       documents ? "",
     }:
     pkgs.rustPlatform.buildRustPackage {
@@ -48,25 +49,26 @@ let
       ];
       nativeBuildInputs = [ pkgs.installShellFiles ];
       # The program writes its own manual pages, so it has to run where it is built.
-      postInstall = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) documents;
+      postInstall = lib.optionalString (pkgs.stdenv.buildPlatform.canExecute pkgs.stdenv.hostPlatform) (
+        ''
+          $out/bin/${binary} man man
+          installManPage man/*.1
+        ''
+        + documents
+      );
       meta = {
         inherit description;
         license = lib.licenses.asl20;
         mainProgram = binary;
       };
     };
-
-  manual = binary: ''
-    $out/bin/${binary} man man
-    installManPage man/*.1
-  '';
 in
 rec {
   hoist = program {
     crate = "hoist-publisher";
     binary = "hoist";
     description = "Signs, publishes and follows deployments of Nix machines";
-    documents = manual "hoist" + ''
+    documents = ''
       installShellCompletion --cmd hoist \
         --bash <($out/bin/hoist completions bash) \
         --zsh <($out/bin/hoist completions zsh) \
@@ -82,7 +84,6 @@ rec {
     crate = "hoist-certs";
     binary = "hoist-certs";
     description = "Certificates and signing keys for a fleet";
-    documents = manual "hoist-certs";
   };
   default = hoist;
 }
@@ -92,6 +93,5 @@ rec {
     crate = "hoist-agent";
     binary = "hoist-agent";
     description = "Carries deployments out on a Nix machine";
-    documents = manual "hoist-agent";
   };
 }

@@ -8,9 +8,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use camino::Utf8PathBuf;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use hoist_broker::{Options, Server, Settings};
-use hoist_certs::program::{LogArgs, read_toml, report};
+use hoist_certs::program::{LogArgs, ManArgs, read_toml, report};
 
 use crate::service;
 
@@ -39,6 +39,8 @@ enum Command {
     Check(store::Check),
     Backup(store::Backup),
     Restore(store::Restore),
+    /// Writes the manual pages into a folder
+    Man(ManArgs),
 }
 
 #[derive(clap::Args)]
@@ -60,6 +62,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Check(check) => check.run(),
         Command::Backup(backup) => backup.run(),
         Command::Restore(restore) => restore.run(),
+        Command::Man(args) => manual(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,6 +71,11 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn manual(args: &ManArgs) -> anyhow::Result<()> {
+    let written = args.write(Cli::command());
+    written.with_context(|| format!("cannot write the pages into `{}`", args.folder))
 }
 
 impl Run {

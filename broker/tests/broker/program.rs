@@ -180,3 +180,15 @@ async fn no_secret_is_in_its_log() {
         );
     }
 }
+
+#[test]
+fn there_is_a_manual_page_for_every_command() {
+    let folder = TempDir::new().unwrap();
+    let pages = folder.path().join("share/man1");
+    let status = Command::new(PROGRAM).arg("man").arg(&pages).status();
+    assert!(status.unwrap().success());
+    for command in ["", "-run", "-export", "-check", "-backup", "-restore"] {
+        let page = pages.join(format!("hoist-broker{command}.1"));
+        assert!(page.is_file(), "{page:?}");
+    }
+}
