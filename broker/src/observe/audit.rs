@@ -365,15 +365,20 @@ mod tests {
     use super::super::reason::Reason;
     use super::*;
 
-    #[test]
-    fn a_flood_from_one_address_is_a_number_and_others_are_told() {
-        let dir = TempDir::new().unwrap();
+    fn opened(dir: &TempDir) -> (Audit, Utf8PathBuf, Thread) {
         let path = Utf8PathBuf::from_path_buf(dir.path().join("audit")).unwrap();
         let settings = AuditSettings {
             path: path.clone(),
             on_failure: AuditFailure::Refuse,
         };
-        let (audit, _thread) = Audit::open(settings, &Metrics::new()).unwrap();
+        let (audit, thread) = Audit::open(settings, &Metrics::new()).unwrap();
+        (audit, path, thread)
+    }
+
+    #[test]
+    fn a_flood_from_one_address_is_a_number_and_others_are_told() {
+        let dir = TempDir::new().unwrap();
+        let (audit, path, _thread) = opened(&dir);
         let refuse = |address: [u8; 4]| {
             let origin = Origin::unknown(SocketAddr::from((address, 1)));
             audit.refused(Refusal::new(&origin, Reason::Tls, "", "no"));
@@ -406,12 +411,7 @@ mod tests {
     #[test]
     fn what_could_not_be_written_is_a_number_once_it_can() {
         let dir = TempDir::new().unwrap();
-        let path = Utf8PathBuf::from_path_buf(dir.path().join("audit")).unwrap();
-        let settings = AuditSettings {
-            path: path.clone(),
-            on_failure: AuditFailure::Refuse,
-        };
-        let (audit, _thread) = Audit::open(settings, &Metrics::new()).unwrap();
+        let (audit, path, _thread) = opened(&dir);
         let refuse = |port| {
             let origin = Origin::unknown(SocketAddr::from(([10, 0, 0, 1], port)));
             audit.refused(Refusal::new(&origin, Reason::Tls, "", "no"));

@@ -83,18 +83,14 @@ impl Session {
                 expiry: None,
                 properties: will.said.properties,
             };
-            let admitted = self
-                .admit_will(
-                    &will.topic,
-                    Arc::from(will.payload),
-                    will.qos,
-                    will.retain,
-                    said,
-                )
+            let payload = Arc::from(will.payload);
+            let entry = self
+                .admit(&will.topic, payload, will.qos, will.retain, said)
                 .map_err(|ended| match ended {
                     Ended::Publish(refusal) => Ended::Will(refusal),
                     ended => ended,
                 })?;
+            let admitted = entry.verified(&self.kept.policy.deploys)?;
             self.will = Some(Box::new(Will {
                 admitted,
                 delay: Duration::from_secs(will.delay.into()),

@@ -8,6 +8,7 @@ use super::acks::{Answer, Verdict};
 use super::opening::{RECEIVE_MAXIMUM, expires_at_ms};
 use super::wanted::{Unverified, Wanted};
 use super::{Admitted, Effect, Ended, Session, verdict};
+use crate::deploys::{DeployRefusal, Deploys};
 use crate::frame::{Ack, FrameError, Publish, ReasonCode, Said};
 use crate::guard::admit_publication;
 use crate::inbox::Ticket;
@@ -15,10 +16,20 @@ use crate::message::{Extras, Message, Qos};
 use crate::store::{Outcome, Publication};
 
 /// What the guard has let in.
-enum Entry {
+pub(super) enum Entry {
     Admitted(Admitted),
     /// A deployment, of which the guard knows no more than its topic.
     Unverified(Unverified),
+}
+
+impl Entry {
+    /// With a deployment verified by itself: a will comes alone.
+    pub(super) fn verified(self, deploys: &Deploys) -> Result<Admitted, DeployRefusal> {
+        match self {
+            Self::Admitted(admitted) => Ok(admitted),
+            Self::Unverified(unverified) => unverified.verify(deploys),
+        }
+    }
 }
 
 impl Session {
@@ -86,23 +97,8 @@ impl Session {
         answered && self.speaks_v5()
     }
 
-    /// Lets a will in, or says why not.
-    pub(super) fn admit_will(
-        &self,
-        topic: &str,
-        payload: Arc<[u8]>,
-        qos: Qos,
-        retain: bool,
-        said: Said,
-    ) -> Result<Admitted, Ended> {
-        match self.admit(topic, payload, qos, retain, said)? {
-            Entry::Admitted(admitted) => Ok(admitted),
-            Entry::Unverified(unverified) => Ok(unverified.verify(&self.kept.policy.deploys)?),
-        }
-    }
-
-    /// Lets a publish in, or says why not.
-    fn admit(
+    /// Lets a publish or a will in, or says why not.
+    pub(super) fn admit(
         &self,
         topic: &str,
         payload: Arc<[u8]>,

@@ -166,8 +166,8 @@ pub(super) struct Ended {
     pub(super) way_back: Option<WayBack>,
 }
 
-/// What is needed to send machines back.
-pub(super) struct Line<'a> {
+/// What a run reaches the outside by: the broker, the terminal, and who interrupts it.
+pub(super) struct Outside<'a> {
     pub(super) link: &'a mut Link,
     pub(super) console: &'a mut Console,
     pub(super) filters: &'a [Filter],
@@ -228,7 +228,7 @@ impl Sending<'_> {
         stop: Stop,
         rollout: Option<(&Divided, &Pace)>,
         run: &Run,
-        line: Line<'_>,
+        outside: Outside<'_>,
     ) -> Ended {
         let of = |stop, warnings| Ended {
             stop,
@@ -237,7 +237,7 @@ impl Sending<'_> {
         };
         match (stop, rollout) {
             (Stop::Halted(why), Some((divided, _))) if divided.goes_back() => {
-                let (way_back, ended) = self.take_back(run, line).await;
+                let (way_back, ended) = self.take_back(run, outside).await;
                 let mut warnings = vec![divided.halted(why, way_back.counts())];
                 warnings.extend(way_back.warnings());
                 // Whatever cut the way back short is how all of it ended.
@@ -268,13 +268,13 @@ impl Sending<'_> {
     /// Sends every machine that `run` has moved back to what it ran before, each by the id of the deployment that
     /// moved it: no path is signed. Whatever cannot be signed is told of its machine. Why they are followed no longer
     /// comes with it.
-    async fn take_back(&self, run: &Run, line: Line<'_>) -> (WayBack, Stop) {
-        let Line {
+    async fn take_back(&self, run: &Run, outside: Outside<'_>) -> (WayBack, Stop) {
+        let Outside {
             link,
             console,
             filters,
             interrupts,
-        } = line;
+        } = outside;
         let moved: Vec<_> = run.moved().collect();
         if !moved.is_empty() {
             console.note(&format!(

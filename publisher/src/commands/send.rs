@@ -14,7 +14,7 @@ use super::CommandError;
 use super::choosing::{Choose, Chosen};
 use super::ending::Ending;
 use super::making::Made;
-use super::rolling::{Divided, Line};
+use super::rolling::{Divided, Outside};
 use crate::ci::Log;
 use crate::console::Console;
 use crate::drive::{Driver, Interrupts, Stop};
@@ -218,13 +218,13 @@ impl<'a> Sending<'a> {
         let lines_shown = driver.into_lines_shown();
         let rollout = divided.as_ref().zip(pace.as_ref());
         let report = rollout.map(|(divided, pace)| divided.report(pace, &stop));
-        let line = Line {
+        let outside = Outside {
             link: &mut link,
             console,
             filters: &filters,
             interrupts,
         };
-        let ended = self.after(stop, rollout, &run, line).await;
+        let ended = self.after(stop, rollout, &run, outside).await;
         console.finish();
         link.close().await;
         for warning in &ended.warnings {
