@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use camino::{Utf8Path, Utf8PathBuf};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
@@ -29,7 +29,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes the folder; `nix_conf` is the whole configuration of its Nix.
+    /// Makes the folder, with an empty store; `nix_conf` is the whole configuration of its Nix.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -43,6 +43,15 @@ impl Namespace {
             path: programs.path(),
         };
         namespace.new_boot_id()?;
+        // A machine has a store before anything is deployed to it. Nix writes down its database's version last and in
+        // place: if what makes the store were the first fetch, and that is cancelled, the store is broken for good.
+        let made = namespace.command("nix-store").arg("--init").output()?;
+        if !made.status.success() {
+            bail!(
+                "no store in {dir}: {}",
+                String::from_utf8_lossy(&made.stderr)
+            );
+        }
         Ok(namespace)
     }
 

@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Held by the one activator of a job until it ends, however it ends. Programs it starts do not inherit it.
 #[derive(Debug)]
 pub(crate) struct JobLock {
-    _held: File,
+    held: File,
 }
 
 impl JobLock {
@@ -26,7 +26,7 @@ impl JobLock {
         let begun = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Some(Self { _held: file })),
+                Ok(()) => return Ok(Some(Self { held: file })),
                 Err(TryLockError::WouldBlock) if begun.elapsed() > PATIENCE => return Ok(None),
                 Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
                 Err(TryLockError::Error(source)) => {
@@ -51,6 +51,14 @@ impl JobLock {
     }
 }
 
+impl Drop for JobLock {
+    fn drop(&mut self) {
+        // A program that is being started at this moment has the file open until it runs, and would hold on to the lock.
+        // If this fails, closing the file does it.
+        self.held.unlock().ok();
+    }
+}
+
 fn open(path: &Utf8Path) -> Result<File, JobError> {
     files::open_private(path).map_err(|source| JobError::io("open", path, source))
 }
@@ -67,7 +75,10 @@ mod tests {
         let held = JobLock::take(&path).unwrap().expect("nobody holds it");
         assert!(JobLock::is_held(&path).unwrap());
         assert!(JobLock::take(&path).unwrap().is_none());
+        // As a program has the file that is being started meanwhile.
+        let inherited = held.held.try_clone().unwrap();
         drop(held);
         assert!(!JobLock::is_held(&path).unwrap());
+        drop(inherited);
     }
 }
