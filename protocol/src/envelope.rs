@@ -50,6 +50,7 @@ mod bytes64 {
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Envelope {
     pub(crate) format: u8,
+    #[serde(with = "serde_bytes")]
     pub(crate) payload: Vec<u8>,
     pub(crate) signatures: Vec<Signature>,
     /// Room for keys that trusted keys vouch for. Empty in format 1, and refused when it is not.

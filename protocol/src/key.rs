@@ -6,6 +6,7 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signer as _, VerifyingKey};
+use ed25519_zebra::VerificationKeyBytes;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -92,19 +93,20 @@ impl PublicKey {
     }
 }
 
-/// Whether all of the signatures were made with the secret halves of the keys beside them, for less than half of what
-/// checking one after the other costs. Not strict: who has the secret half can make some that hold here and not
-/// for [`PublicKey::verifies`].
+/// Whether all of the signatures were made with the secret halves of the keys beside them, for a quarter of what
+/// checking one after the other costs, if there are dozens and few keys. Not strict: who has the secret half can make
+/// some that hold here and not for [`PublicKey::verifies`].
 pub(crate) fn verify_together<'a>(
     checks: impl IntoIterator<Item = (&'a PublicKey, &'a [u8], &'a [u8; 64])>,
 ) -> bool {
-    let (mut keys, mut messages, mut signatures) = (Vec::new(), Vec::new(), Vec::new());
+    // This library and not the other's batches: it adds up what is of the same key, which halves the cost, and draws
+    // its numbers at random.
+    let mut batch = ed25519_zebra::batch::Verifier::new();
     for (key, message, signature) in checks {
-        keys.push(key.key);
-        messages.push(message);
-        signatures.push(ed25519_dalek::Signature::from_bytes(signature));
+        let signature = ed25519_zebra::Signature::from_bytes(signature);
+        batch.queue((VerificationKeyBytes::from(*key.bytes()), signature, message));
     }
-    ed25519_dalek::verify_batch(&messages, &signatures, &keys).is_ok()
+    batch.verify(rand::rng()).is_ok()
 }
 
 impl FromStr for PublicKey {

@@ -39,7 +39,7 @@ impl From<VerifiedDeployment> for ScreenedDeployment {
 
 impl TrustedKeys {
     /// Checks what was found on the `deploy` topics of machines, as [`Self::verify`] does, but all signatures together,
-    /// which costs less than half. The answers have the order of `found`. One signature that does not hold, and each is
+    /// which costs a quarter when there are dozens. The answers have the order of `found`. One signature that does not hold, and each is
     /// checked by itself.
     ///
     /// Whoever has a trusted key's secret half can make a signature that holds here and that no machine accepts. They

@@ -10,9 +10,12 @@ use crate::limits::STORE_PATH_NAME_LEN;
 /// The only store that Hoist deploys to.
 pub const STORE: &str = "/nix/store/";
 
-/// Nix's base 32 leaves out `e`, `o`, `t` and `u`.
-const HASH_ALPHABET: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 const HASH_LEN: usize = 32;
+
+/// Nix's base 32 leaves out `e`, `o`, `t` and `u`.
+const fn is_base32(c: char) -> bool {
+    matches!(c, '0'..='9' | 'a'..='d' | 'f'..='n' | 'p'..='s' | 'v'..='z')
+}
 
 /// Why a text is no store path.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
@@ -66,10 +69,10 @@ impl StorePath {
             return Err(StorePathError::Inside(shown()));
         }
         match base.split_once('-') {
-            Some((hash, name))
-                if hash.len() == HASH_LEN && hash.chars().all(|c| HASH_ALPHABET.contains(c)) =>
-            {
-                let allowed = |c: char| c.is_ascii_alphanumeric() || "+-._?=".contains(c);
+            Some((hash, name)) if hash.len() == HASH_LEN && hash.chars().all(is_base32) => {
+                let allowed = |c: char| {
+                    c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.' | '_' | '?' | '=')
+                };
                 if name.is_empty()
                     || name.len() > STORE_PATH_NAME_LEN
                     || name.starts_with('.')

@@ -1,6 +1,6 @@
 //! What a session wants done, and deployments, which are verified on the way out.
 //!
-//! Deployments that came in one read are verified together, which costs half as much as one after the other.
+//! Deployments that came in one read are verified together, which costs far less than one after the other.
 
 use hoist_protocol::{Machine, ScreenedDeployment};
 
