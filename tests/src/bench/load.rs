@@ -38,12 +38,18 @@ pub(super) const IN_FLIGHT: usize = 100;
 /// How many deployments are timed alone, without an agent to deliver them to.
 pub(super) const PUBLISHED_ALONE: usize = 1000;
 
+/// How often the whole fleet is deployed to in a row.
+pub(super) const DEPLOYED: usize = 5;
+
 /// How many deployments are sent one after the other to measure the time of a single one.
 const SINGLE: usize = 200;
 
 /// The version of what is retained at last: above all that is sent one after the other until then, whose order is by
 /// the time in milliseconds.
 const NEWEST: usize = 10 * 3600 * 1000;
+
+/// Where that one is among an agent's versions.
+const RETURNED: usize = DEPLOYED + 1;
 
 /// How many deployments are signed before they are published, where there are many.
 const FILLED_AT_ONCE: usize = 5000;
@@ -71,9 +77,10 @@ pub(super) struct Measured {
     pub(super) connect_cpu: Duration,
     /// Resident memory a connection, in bytes.
     pub(super) connection: u64,
-    /// A deployment to each agent, from the first publish until all have come and are acknowledged.
+    /// A deployment to each agent, from the first publish until all have come and are acknowledged: the median of
+    /// [`DEPLOYED`].
     pub(super) deploy: Duration,
-    /// CPU time of the broker meanwhile.
+    /// CPU time of the broker meanwhile, the mean.
     pub(super) deploy_cpu: Duration,
     /// A single deployment from publish to its agent, the median of [`SINGLE`].
     pub(super) single: Duration,
@@ -91,7 +98,7 @@ struct Agent {
     topic: String,
     tls: Arc<ClientConfig>,
     /// What is retained for it at first, what it is deployed then, and what is retained when it comes back.
-    versions: [Bytes; 3],
+    versions: [Bytes; DEPLOYED + 2],
 }
 
 /// The fleet, its publisher, and everything that they send.
@@ -125,8 +132,8 @@ impl Arrival {
     }
 }
 
-/// Says that the agent has received its message of a version.
-struct Received(usize);
+/// Says that the agent has received its message of a version; none: one of those that are sent one after the other.
+struct Received(Option<usize>);
 
 impl Load {
     /// Issues all certificates and signs all deployments.
@@ -144,19 +151,19 @@ impl Load {
         for n in 0..count {
             let name = AgentName::new(format!("web-{n}"))?;
             let machine = Machine::new(fleet.clone(), name.clone());
-            let start = Instant::now();
-            let first = deployment(&machine, n, 1, &key)?;
-            if n < PUBLISHED_ALONE {
-                signing += start.elapsed();
+            let mut versions = [const { Bytes::new() }; DEPLOYED + 2];
+            for (at, version) in versions.iter_mut().enumerate() {
+                let start = Instant::now();
+                let number = if at == RETURNED { NEWEST } else { at + 1 };
+                *version = deployment(&machine, n, number, &key)?;
+                if at == 0 && n < PUBLISHED_ALONE {
+                    signing += start.elapsed();
+                }
             }
             agents.push(Agent {
                 topic: machine.topic(Channel::Deploy).to_string(),
                 tls: client(Role::Agent, &name)?,
-                versions: [
-                    first,
-                    deployment(&machine, n, 2, &key)?,
-                    deployment(&machine, n, NEWEST, &key)?,
-                ],
+                versions,
                 name,
             });
         }
@@ -228,23 +235,28 @@ impl Load {
         let (connect, mut fleet) = self.connect(port, Arrival::Quiet(0)).await?;
         let connected = Usage::of(pid)?;
 
-        let start = Instant::now();
-        let (published, delivered) = tokio::join!(
-            publisher.publish(&self.agents[..self.count], 1),
-            fleet.wait_for(1, self.agents())
-        );
-        published?;
-        delivered?;
-        let deploy = start.elapsed();
+        let mut deploys = Vec::with_capacity(DEPLOYED);
+        for version in 1..=DEPLOYED {
+            let start = Instant::now();
+            let (published, delivered) = tokio::join!(
+                publisher.publish(&self.agents[..self.count], version),
+                fleet.wait_for(Some(version), self.agents())
+            );
+            published?;
+            delivered?;
+            deploys.push(start.elapsed());
+        }
         let deployed = Usage::of(pid)?;
 
         let single = self.single(&mut publisher, &mut fleet).await?;
 
         drop(fleet);
-        publisher.publish(&self.agents[..self.count], 2).await?;
+        publisher
+            .publish(&self.agents[..self.count], RETURNED)
+            .await?;
         settle(pid).await?;
         let rested = Usage::of(pid)?;
-        let (storm, fleet) = self.connect(port, Arrival::Reporting(2)).await?;
+        let (storm, fleet) = self.connect(port, Arrival::Reporting(RETURNED)).await?;
         let storm_cpu = Usage::of(pid)?.cpu.saturating_sub(rested.cpu);
         let snapshot = self.snapshot(port).await?;
         drop(fleet);
@@ -257,8 +269,8 @@ impl Load {
             connect_cpu: connected.cpu.saturating_sub(before.cpu),
             connection: connected.resident.saturating_sub(before.resident)
                 / u64::try_from(self.agents())?,
-            deploy,
-            deploy_cpu: deployed.cpu.saturating_sub(connected.cpu),
+            deploy: median(deploys),
+            deploy_cpu: deployed.cpu.saturating_sub(connected.cpu) / u32::try_from(DEPLOYED)?,
             single,
         })
     }
@@ -358,7 +370,9 @@ impl Load {
                 }
             });
         }
-        fleet.wait_for(arrival.version(), self.agents()).await?;
+        fleet
+            .wait_for(Some(arrival.version()), self.agents())
+            .await?;
         Ok((start.elapsed(), fleet))
     }
 
@@ -368,19 +382,18 @@ impl Load {
         for n in 0..SINGLE {
             let agent = &self.agents[n % self.agents()];
             let machine = Machine::new(FleetName::new(FLEET)?, agent.name.clone());
-            let version = 3 + n;
+            let version = RETURNED + 2 + n;
             let message = deployment(&machine, n, version, std::slice::from_ref(&self.key))?;
             let start = Instant::now();
             let (published, delivered) = tokio::join!(
                 publisher.publish_one(&agent.topic, message),
-                fleet.wait_for(2, 1)
+                fleet.wait_for(None, 1)
             );
             published?;
             delivered?;
             times.push(start.elapsed());
         }
-        times.sort();
-        Ok(times[times.len() / 2])
+        Ok(median(times))
     }
 }
 
@@ -408,7 +421,7 @@ impl Agent {
         if matches!(arrival, Arrival::Reporting(_)) {
             self.report(&mut connection).await?;
         }
-        received.send(Ok(Received(arrival.version())))?;
+        received.send(Ok(Received(Some(arrival.version()))))?;
         drop(turn);
         loop {
             let publish = next_publish(&mut connection).await?;
@@ -417,11 +430,8 @@ impl Agent {
                 "it got another one's deployment"
             );
             connection.acknowledge(&publish).await?;
-            let version = if publish.payload == self.versions[1] {
-                1
-            } else {
-                2
-            };
+            let mut versions = self.versions.iter();
+            let version = versions.position(|version| *version == publish.payload);
             received.send(Ok(Received(version)))?;
         }
     }
@@ -452,6 +462,11 @@ impl Agent {
     }
 }
 
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
 /// Waits until the broker has closed the connections that were dropped.
 async fn settle(pid: Pid) -> Result<()> {
     while Usage::of(pid)?.files > OTHER_FILES {
@@ -475,12 +490,12 @@ struct Fleet {
 
 impl Fleet {
     /// Waits until `count` agents have received the version.
-    async fn wait_for(&mut self, version: usize, count: usize) -> Result<()> {
+    async fn wait_for(&mut self, version: Option<usize>, count: usize) -> Result<()> {
         for _ in 0..count {
             let Received(got) = self.received.recv().await.context("all agents ended")??;
             ensure!(
                 got == version,
-                "an agent got version {got} instead of {version}"
+                "an agent got version {got:?} instead of {version:?}"
             );
         }
         Ok(())

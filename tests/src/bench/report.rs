@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::bench::contestant::Contestant;
-use crate::bench::load::{CONNECTING, IN_FLIGHT, Load, Measured};
+use crate::bench::load::{CONNECTING, DEPLOYED, IN_FLIGHT, Load, Measured};
 
 /// Several measurements of one thing.
 pub(super) struct Sample(Vec<f64>);
@@ -150,7 +150,8 @@ pub(super) fn print_brokers(load: &Load, measured: &[(Contestant, Vec<Measured>)
          Median of {rounds} rounds (least to most), the brokers in turn, each started anew with an empty store on\n\
          127.0.0.1. All with the same CA and certificates, mutual TLS, access rules by certificate, QoS 1.\n\
          {CONNECTING} agents connect at a time; a publisher has {IN_FLIGHT} publishes under way; a signed deployment has {} bytes\n\
-         and is signed before the clock runs. hoist-broker's limits of rates and connections are lifted.\n\
+         and is signed before the clock runs; all agents get {DEPLOYED} of them in a row, of which a round has the median.\n\
+         hoist-broker's limits of rates and connections are lifted.\n\
          hoist-broker verifies every deployment's signature and acknowledges it when it is on disk; without trusted_keys\n\
          it verifies nothing, as mosquitto does. mosquitto has persistence on and acknowledges before it writes, which it\n\
          does every 30 minutes; \"saving\", with autosave_on_changes true and autosave_interval 1, at every change.\n\
