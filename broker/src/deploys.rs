@@ -9,8 +9,6 @@ use std::sync::Arc;
 use hoist_protocol::{FleetName, Machine, Order, ScreenedDeployment, TrustedKeys, VerifyError};
 
 use crate::observe::Reason;
-#[cfg(any(test, feature = "fuzzing"))]
-use crate::settings::FleetOptions;
 use crate::settings::{Fleets, Quota};
 
 /// Why a deployment may not be retained.
@@ -78,10 +76,7 @@ impl Deploys {
     /// Those of a broker that knows no keys.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn unsigned() -> Self {
-        let fleet = FleetOptions::default()
-            .try_into()
-            .expect("a fleet without anything of its own");
-        Self::new(Arc::new(Fleets::Any(Box::new(fleet))))
+        Self::new(Arc::default())
     }
 
     /// What `fleet` may use; nothing when it is not served.

@@ -6,9 +6,9 @@
 
 mod passed;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hoist_protocol::{AgentName, Channel, FleetName, Machine};
 use rumqttd::local::{LinkError, LinkRx, LinkTx};
@@ -19,6 +19,7 @@ use tracing::debug;
 
 use crate::inbox::{Event, Inbox, Via};
 use crate::message::{Author, Commit, Extras, Message, Qos};
+use crate::settings::Fleets;
 use crate::thread::Thread;
 use passed::Passed;
 
@@ -70,14 +71,17 @@ type Positions = Arc<[AtomicU64; CHANNELS.len()]>;
 /// How many watch each channel.
 type Watchers = Arc<[AtomicUsize; CHANNELS.len()]>;
 
+/// The names of links that are in use, and for which fleet; the router remembers every name for ever.
+type Names = Arc<Mutex<HashMap<usize, FleetName>>>;
+
 /// The router's side for sessions.
 pub(crate) struct Router {
     broker: Broker,
     positions: Positions,
     passed: Arc<Passed>,
     watchers: Watchers,
-    /// The names of links that are in use; the router remembers every name for ever.
-    names: Arc<Mutex<HashSet<usize>>>,
+    fleets: Arc<Fleets>,
+    names: Names,
     down: mpsc::UnboundedSender<RouterError>,
 }
 
@@ -103,6 +107,8 @@ pub(crate) struct Watch {
 pub(crate) enum WatchError {
     /// There are too many watchers.
     TooMany,
+    /// The fleet has as many as it may.
+    FleetHasEnough,
     /// The router has ended.
     Down,
 }
@@ -111,6 +117,7 @@ impl Router {
     /// Starts the router's thread, and the one of log lines, which is returned. Blocks: call it off the async workers.
     /// What breaks later is said on `down`.
     pub(crate) fn start(
+        fleets: Arc<Fleets>,
         down: mpsc::UnboundedSender<RouterError>,
     ) -> Result<(Self, Publisher, Relay, Thread), RouterError> {
         let filters = CHANNELS.map(|channel| channel.as_str().to_owned()).to_vec();
@@ -158,6 +165,7 @@ impl Router {
             positions,
             passed,
             watchers,
+            fleets,
             names: Arc::default(),
             down,
         };
@@ -171,10 +179,13 @@ impl Router {
         link.publish("\u{e9}", "x").unwrap();
     }
 
-    /// How many links of sessions are open.
-    pub(crate) fn watchers(&self) -> usize {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.len()
+    /// How many sessions watch each fleet.
+    pub(crate) fn watchers(&self) -> HashMap<FleetName, usize> {
+        let mut watchers = HashMap::new();
+        for fleet in lock(&self.names).values() {
+            *watchers.entry(fleet.clone()).or_default() += 1;
+        }
+        watchers
     }
 
     /// Opens a link for a session of `fleet`, which tells `inbox`. Blocks for as long as the router takes to
@@ -185,7 +196,9 @@ impl Router {
         fleet: FleetName,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Watch, WatchError> {
-        let name = Name::take(&self.names).ok_or(WatchError::TooMany)?;
+        let quota = self.fleets.get(&fleet).map(|fleet| fleet.quota);
+        let limit = quota.and_then(|quota| quota.watchers);
+        let name = Name::take(&self.names, &fleet, limit)?;
         let link = self.broker.link(&format!("watch-{}", name.number));
         let (link, notifications) = match link {
             Ok(link) => link,
@@ -274,25 +287,34 @@ impl Watch {
 /// A link's name, given back when it is dropped.
 struct Name {
     number: usize,
-    names: Arc<Mutex<HashSet<usize>>>,
+    names: Names,
 }
 
 impl Name {
-    fn take(names: &Arc<Mutex<HashSet<usize>>>) -> Option<Self> {
-        let mut taken = names.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = (0..WATCHERS_LEN).find(|number| !taken.contains(number))?;
-        taken.insert(number);
-        Some(Self {
+    fn take(names: &Names, fleet: &FleetName, limit: Option<usize>) -> Result<Self, WatchError> {
+        let mut taken = lock(names);
+        let of_fleet = || taken.values().filter(|of| *of == fleet).count();
+        if limit.is_some_and(|limit| of_fleet() >= limit) {
+            return Err(WatchError::FleetHasEnough);
+        }
+        let number = (0..WATCHERS_LEN).find(|number| !taken.contains_key(number));
+        let number = number.ok_or(WatchError::TooMany)?;
+        taken.insert(number, fleet.clone());
+        Ok(Self {
             number,
             names: Arc::clone(names),
         })
     }
 }
 
+fn lock(names: &Names) -> MutexGuard<'_, HashMap<usize, FleetName>> {
+    // Nothing here panics while the lock is held.
+    names.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Drop for Name {
     fn drop(&mut self) {
-        let mut taken = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.remove(&self.number);
+        lock(&self.names).remove(&self.number);
     }
 }
 
@@ -561,7 +583,7 @@ mod tests {
     #[tokio::test]
     async fn a_router_that_dies_is_noticed_although_nothing_is_published() {
         let (down, mut lost) = mpsc::unbounded_channel();
-        let started = tokio::task::spawn_blocking(|| Router::start(down))
+        let started = tokio::task::spawn_blocking(|| Router::start(Arc::default(), down))
             .await
             .unwrap();
         let (router, _publisher, _relay, _lines) = started.unwrap();
@@ -573,7 +595,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_over_a_log_line_is_told() {
         let (down, _lost) = mpsc::unbounded_channel();
-        let started = tokio::task::spawn_blocking(|| Router::start(down))
+        let started = tokio::task::spawn_blocking(|| Router::start(Arc::default(), down))
             .await
             .unwrap();
         let (router, _publisher, relay, lines) = started.unwrap();
@@ -593,7 +615,7 @@ mod tests {
     #[tokio::test]
     async fn all_who_watch_hold_the_same_message() {
         let (down, _lost) = mpsc::unbounded_channel();
-        let started = tokio::task::spawn_blocking(|| Router::start(down)).await;
+        let started = tokio::task::spawn_blocking(|| Router::start(Arc::default(), down)).await;
         let (router, mut publisher, _relay, _lines) = started.unwrap().unwrap();
         let router = Arc::new(router);
         let (inboxes, mut watches) = ([Inbox::new(), Inbox::new()], Vec::new());
@@ -635,7 +657,7 @@ mod tests {
     #[tokio::test]
     async fn what_falls_out_of_the_routers_log_is_noticed_and_the_newest_still_comes() {
         let (down, _lost) = mpsc::unbounded_channel();
-        let started = tokio::task::spawn_blocking(|| Router::start(down))
+        let started = tokio::task::spawn_blocking(|| Router::start(Arc::default(), down))
             .await
             .unwrap();
         let (router, mut publisher, _relay, _lines) = started.unwrap();

@@ -105,9 +105,10 @@ impl Server {
             );
         }
         let deploys = Arc::new(Deploys::new(Arc::clone(&fleets)));
+        let served = Arc::clone(&fleets);
         let (down, router_down) = mpsc::unbounded_channel();
         let (router, mut bus, relay, lines) =
-            tokio::task::spawn_blocking(move || Router::start(down))
+            tokio::task::spawn_blocking(move || Router::start(served, down))
                 .await
                 .map_err(|_| ServerError::Panicked("router"))??;
         let hub = Arc::new(Hub::new(settings.limits.takeover_rate));
@@ -306,6 +307,7 @@ fn count(
     let runtime = Handle::current().metrics();
     Arc::new(move || {
         let (connections, retained) = (members.connections(), usages());
+        let watchers = router.watchers();
         let served = members.fleets();
         let named = served.all().filter_map(|(name, _)| name);
         let known = named.chain(connections.keys()).chain(retained.keys());
@@ -313,6 +315,7 @@ fn count(
             let retained = retained.get(fleet).copied().unwrap_or_default();
             let figures = FleetFigures {
                 connections: connections.get(fleet).copied().unwrap_or_default(),
+                watchers: watchers.get(fleet).copied().unwrap_or_default(),
                 retained_messages: retained.messages,
                 retained_bytes: retained.bytes,
                 quota: served.get(fleet).map_or(Quota::NONE, |fleet| fleet.quota),
@@ -325,7 +328,7 @@ fn count(
             fleets,
             kept_sessions,
             kept_sessions_limit,
-            watchers: router.watchers(),
+            watchers: watchers.values().sum(),
             tasks: runtime.num_alive_tasks(),
         }
     })

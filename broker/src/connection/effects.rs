@@ -14,7 +14,7 @@ use crate::hub::TakeoverLoop;
 use crate::inbox::Ticket;
 use crate::observe::{Held, Origin};
 use crate::router::WatchError;
-use crate::session::{Admitted, Claim, Effect, Ended, Request};
+use crate::session::{Admitted, Claim, Effect, Ended, NotGranted, Request};
 use crate::store::{Outcome, Publication, Reply, Snapshot, StoreEnded};
 
 /// What the session wants done and others have to answer first.
@@ -194,11 +194,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     });
                     match self.watch(channels.collect()).await {
                         Ok(()) => {}
+                        Err(WatchError::Down) => return self.session.end(Ended::BrokerFailed),
                         Err(WatchError::TooMany) => {
-                            self.refused(&request.refuse_watch());
+                            self.refused(&request.refuse(NotGranted::Watchers));
                             continue;
                         }
-                        Err(WatchError::Down) => return self.session.end(Ended::BrokerFailed),
+                        Err(WatchError::FleetHasEnough) => {
+                            self.refused(&request.refuse(NotGranted::FleetWatchers));
+                            continue;
+                        }
                     }
                 }
             }

@@ -38,7 +38,7 @@ impl Bench {
         let path = Utf8Path::from_path(dir.path()).unwrap().to_owned();
         let gate = Arc::new(Mutex::new(()));
         let (down, _) = mpsc::unbounded_channel();
-        let router = tokio::task::spawn_blocking(|| Router::start(down));
+        let router = tokio::task::spawn_blocking(|| Router::start(Arc::default(), down));
         let (router, mut bus, relay, _lines) = router.await.unwrap().unwrap();
         let hub = Arc::new(Hub::default());
         let (deploys, observer) = (Arc::new(Deploys::unsigned()), Observer::silent());

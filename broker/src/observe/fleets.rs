@@ -22,6 +22,8 @@ const FLEETS: usize = 1000;
 #[derive(Clone, Debug)]
 pub(crate) struct FleetFigures {
     pub(crate) connections: usize,
+    /// Clients with a subscription that covers all its machines.
+    pub(crate) watchers: usize,
     pub(crate) retained_messages: usize,
     /// Of topics and payloads.
     pub(crate) retained_bytes: u64,
@@ -86,7 +88,7 @@ pub(super) fn write(text: &mut String, figures: &Figures, refusals: &FleetRefusa
     one("kept_sessions", kept, figures.kept_sessions);
     let limit = "What max_kept_sessions allows";
     one("kept_sessions_limit", limit, figures.kept_sessions_limit);
-    let watchers = "Clients that watch all machines of a fleet";
+    let watchers = "Clients that watch all machines of their fleets";
     one("watchers", watchers, figures.watchers);
     let tasks = "Tasks of the broker, a few for itself and one or more for each connection";
     one("tasks", tasks, figures.tasks);
@@ -108,6 +110,15 @@ pub(super) fn write(text: &mut String, figures: &Figures, refusals: &FleetRefusa
         "fleet_connections_limit",
         "What the fleet's max_connections allows, where it is set",
         &|fleet| fleet.quota.connections.map(number),
+    );
+    let watchers = "Clients that watch all machines of a fleet";
+    each("fleet_watchers", watchers, &|fleet| {
+        Some(number(fleet.watchers))
+    });
+    each(
+        "fleet_watchers_limit",
+        "What the fleet's max_watchers allows, where it is set",
+        &|fleet| fleet.quota.watchers.map(number),
     );
     each(
         "fleet_retained_messages",

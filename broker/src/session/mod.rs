@@ -33,6 +33,7 @@ use acks::Verdict;
 pub(crate) use ended::Ended;
 pub(crate) use kept::Kept;
 pub(crate) use opening::Will;
+pub(crate) use subscribing::NotGranted;
 use wanted::Wanted;
 
 /// What the connection has to do for its session, in order.

@@ -34,8 +34,11 @@ pub(crate) enum NotGranted {
     #[error("it has as many as it may (max_subscriptions, max_wildcard_subscriptions)")]
     TooMany,
     /// As many clients as there may be watch their fleets.
-    #[error("too many clients watch their fleets already")]
+    #[error("1,024 clients watch their fleets already, which is as many as there may be")]
     Watchers,
+    /// As many clients as there may be watch this fleet.
+    #[error("as many clients as may already watch the fleet (its max_watchers)")]
+    FleetWatchers,
 }
 
 impl NotGranted {
@@ -45,7 +48,7 @@ impl NotGranted {
             Self::Forbidden => ReasonCode::NotAuthorized,
             Self::Filter(_) => ReasonCode::TopicFilterInvalid,
             Self::Shared => ReasonCode::SharedSubscriptionsNotSupported,
-            Self::TooMany | Self::Watchers => ReasonCode::QuotaExceeded,
+            Self::TooMany | Self::Watchers | Self::FleetWatchers => ReasonCode::QuotaExceeded,
         }
     }
 
@@ -54,6 +57,7 @@ impl NotGranted {
         match self {
             Self::Forbidden | Self::Filter(_) | Self::Shared => Reason::Subscribe,
             Self::TooMany | Self::Watchers => Reason::Subscriptions,
+            Self::FleetWatchers => Reason::Quota,
         }
     }
 
@@ -65,10 +69,10 @@ impl NotGranted {
 }
 
 impl Request {
-    /// Takes back what was granted: as many clients as there may be watch their fleets.
-    pub(crate) fn refuse_watch(&mut self) -> Ended {
-        self.granted = Err(NotGranted::Watchers.code());
-        NotGranted::Watchers.of(&self.filter)
+    /// Takes back what was granted.
+    pub(crate) fn refuse(&mut self, why: NotGranted) -> Ended {
+        self.granted = Err(why.code());
+        why.of(&self.filter)
     }
 }
 

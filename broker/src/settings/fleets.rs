@@ -25,6 +25,8 @@ pub struct FleetOptions {
     pub monitors_read_log: Option<bool>,
     /// Its share of the connections.
     pub max_connections: Option<usize>,
+    /// Its share of the clients that watch all machines.
+    pub max_watchers: Option<usize>,
     /// Most retained messages.
     pub max_retained_messages: Option<usize>,
     /// Most bytes of retained messages.
@@ -34,7 +36,7 @@ pub struct FleetOptions {
 }
 
 /// What one fleet has of its own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Fleet {
     /// The CA that issues for it and for no other.
     pub ca: Option<Pem>,
@@ -51,6 +53,8 @@ pub struct Fleet {
 pub struct Quota {
     /// Connections after their handshake; none: as many as the broker has.
     pub connections: Option<usize>,
+    /// Clients that watch all of its machines; none: as many as the broker has room for, which is 1,024.
+    pub watchers: Option<usize>,
     /// Retained messages.
     pub retained_messages: usize,
     /// Bytes of retained messages, topics and payloads.
@@ -63,6 +67,7 @@ impl Quota {
     /// Nothing at all.
     pub(crate) const NONE: Self = Self {
         connections: Some(0),
+        watchers: Some(0),
         retained_messages: 0,
         retained_bytes: 0,
         publishes: None,
@@ -74,6 +79,7 @@ impl Default for Quota {
     fn default() -> Self {
         Self {
             connections: None,
+            watchers: None,
             retained_messages: 1_000_000,
             retained_bytes: 4 * 1024 * 1024 * 1024,
             publishes: None,
@@ -88,6 +94,13 @@ pub enum Fleets {
     Any(Box<Fleet>),
     /// These and no others.
     These(BTreeMap<FleetName, Fleet>),
+}
+
+impl Default for Fleets {
+    /// All, with nothing of their own.
+    fn default() -> Self {
+        Self::Any(Box::default())
+    }
 }
 
 impl Fleets {
@@ -133,10 +146,14 @@ impl TryFrom<FleetOptions> for Fleet {
             }
             None => None,
         };
-        let connections = match options.max_connections {
-            Some(0) => return Err(SettingsError::Zero("max_connections")),
-            connections => connections,
-        };
+        for (name, limit) in [
+            ("max_connections", options.max_connections),
+            ("max_watchers", options.max_watchers),
+        ] {
+            if limit == Some(0) {
+                return Err(SettingsError::Zero(name));
+            }
+        }
         Ok(Self {
             ca: options.ca,
             trusted_keys,
@@ -144,7 +161,8 @@ impl TryFrom<FleetOptions> for Fleet {
                 monitors_read_log: options.monitors_read_log.unwrap_or_default(),
             },
             quota: Quota {
-                connections,
+                connections: options.max_connections,
+                watchers: options.max_watchers,
                 retained_messages: options
                     .max_retained_messages
                     .unwrap_or(usual.retained_messages),

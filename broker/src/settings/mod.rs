@@ -155,6 +155,7 @@ fn fleets(options: &mut Options) -> Result<Fleets, SettingsError> {
         epoch_keys: options.epoch_keys.take(),
         monitors_read_log: options.monitors_read_log.take(),
         max_connections: None,
+        max_watchers: None,
         max_retained_messages: options.max_retained_messages.take(),
         max_retained_bytes: options.max_retained_bytes.take(),
         publish_rate: None,
@@ -422,6 +423,7 @@ mod tests {
                 "`monitors_read_log` is set beside",
             ),
             ("[fleets.prod]\nmax_connections = 0\n", "fleet prod"),
+            ("[fleets.prod]\nmax_watchers = 0\n", "fleet prod"),
             (
                 "[fleets.prod]\nmax_conections = 1\n",
                 "did you mean `max_connections`",

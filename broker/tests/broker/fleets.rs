@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use hoist_broker::{FleetOptions, Options};
+use camino::Utf8Path;
+use hoist_broker::{FleetOptions, Fleets, Options, Settings};
 use hoist_certs::authority::{Authority, days};
 use hoist_certs::{Pem, Role};
 use hoist_protocol::{FleetName, KeyName, SigningKey};
-use rumqttc::{Connect, ConnectReturnCode, Packet, QoS};
+use rumqttc::{Connect, ConnectReturnCode, Packet, QoS, SubscribeReasonCode};
 
 use crate::deploys::deployment;
 use crate::support::{Broker, Client, World, name};
@@ -90,11 +91,7 @@ async fn fleets_see_and_change_nothing_of_each_other() {
         let refused = client
             .subscribe(&[&topic("test", channel), "hoist/v1/test/#"])
             .await;
-        assert_eq!(
-            refused,
-            [rumqttc::SubscribeReasonCode::Failure; 2],
-            "{role}"
-        );
+        assert_eq!(refused, [SubscribeReasonCode::Failure; 2], "{role}");
         assert!(
             !client.retain(&topic("test", channel), payload).await,
             "{role}"
@@ -183,6 +180,34 @@ async fn a_fleet_that_has_its_share_of_connections_takes_none_of_another() {
 }
 
 #[tokio::test]
+async fn a_fleet_whose_watchers_are_as_many_as_may_be_takes_none_of_another() {
+    let one = FleetOptions {
+        max_watchers: Some(1),
+        ..FleetOptions::default()
+    };
+    let world = with_fleets([("prod", one), ("test", FleetOptions::default())]);
+    let broker = world.start().await;
+    let (all, own) = ("hoist/v1/prod/+/status", topic("prod", "status"));
+    let granted = [SubscribeReasonCode::Success(QoS::AtLeastOnce)];
+    let refused = [SubscribeReasonCode::Failure];
+    let mut first = connect(&world, &broker, "prod", Role::Monitor, "mon-1").await;
+    assert_eq!(first.subscribe(&[all]).await, granted);
+    let mut second = connect(&world, &broker, "prod", Role::Monitor, "mon-2").await;
+    assert_eq!(second.subscribe(&[all]).await, refused);
+    // One machine alone takes no such place, and the refusal cost the session nothing.
+    assert_eq!(second.subscribe(&[&own]).await, granted);
+    assert_eq!(first.subscribe(&[all]).await, granted, "it has its place");
+    let mut other = connect(&world, &broker, "test", Role::Monitor, "mon").await;
+    let theirs = other.subscribe(&["hoist/v1/test/+/status"]).await;
+    assert_eq!(theirs, granted, "the other fleet has its own");
+    first.send(Packet::Disconnect).await;
+    first.expect_closed().await;
+    // The place is free when the broker has noticed.
+    while second.subscribe(&[all]).await == refused {}
+    broker.stop().await;
+}
+
+#[tokio::test]
 async fn a_fleet_retains_no_more_than_its_quota_and_what_is_there_can_change() {
     let few = FleetOptions {
         max_retained_messages: Some(2),
@@ -246,4 +271,30 @@ async fn a_fleet_above_its_rate_is_read_more_slowly_and_loses_nothing() {
     monitor.subscribe(&[&status]).await;
     assert_eq!(monitor.message().await.payload, "29");
     broker.stop().await;
+}
+
+#[test]
+fn the_manuals_example_of_fleets_is_a_configuration() {
+    let root = Utf8Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("../docs/brokers.md")).unwrap();
+    let (_, rest) = page.split_once("```toml\n").unwrap();
+    let (example, rest) = rest.split_once("```").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = Utf8Path::from_path(dir.path()).unwrap().join("broker.toml");
+    std::fs::write(&path, example).unwrap();
+    let options: Options = hoist_certs::program::read_toml(&path).unwrap();
+    let settings = Settings::try_from(options).unwrap();
+    let Fleets::These(fleets) = settings.fleets else {
+        panic!("{:?}", settings.fleets);
+    };
+    assert_eq!(fleets.len(), 2);
+    // And its table has all that can be set.
+    let error = serde_json::from_str::<FleetOptions>("{\"\": 1}").unwrap_err();
+    let error = error.to_string();
+    let (_, known) = error.split_once("expected one of ").unwrap();
+    let names: Vec<_> = known.split('`').skip(1).step_by(2).collect();
+    assert!(names.len() > 9, "{error}");
+    for name in names {
+        assert!(rest.contains(&format!("| `{name}` |")), "{name}");
+    }
 }

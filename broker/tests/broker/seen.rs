@@ -137,6 +137,7 @@ async fn metrics_count_what_happens() {
 fn limited() -> World {
     let fleet = FleetOptions {
         max_connections: Some(2),
+        max_watchers: Some(7),
         max_retained_messages: Some(1),
         ..FleetOptions::default()
     };
@@ -159,7 +160,8 @@ async fn a_fleets_use_is_told_beside_what_it_may_use() {
     assert!(stays.retain(&topic("web-1", "status"), "x").await);
     assert!(!stays.retain(&topic("web-1", "history"), "x").await);
     let _one = world.agent(&broker, "web-2").await;
-    let _two = world.monitor(&broker).await;
+    let mut two = world.monitor(&broker).await;
+    two.subscribe(&["hoist/v1/prod/+/status"]).await;
     wait_for_value(at, "hoist_broker_sessions_away{role=\"agent\"}", "1").await;
     let tls = world
         .credentials("prod", Role::Monitor, "other")
@@ -179,6 +181,11 @@ async fn a_fleets_use_is_told_beside_what_it_may_use() {
         ("fleet_connections_limit{fleet=\"prod\"}", Some(2)),
         ("fleet_connections{fleet=\"test\"}", Some(0)),
         ("fleet_connections_limit{fleet=\"test\"}", None),
+        ("watchers", Some(1)),
+        ("fleet_watchers{fleet=\"prod\"}", Some(1)),
+        ("fleet_watchers_limit{fleet=\"prod\"}", Some(7)),
+        ("fleet_watchers{fleet=\"test\"}", Some(0)),
+        ("fleet_watchers_limit{fleet=\"test\"}", None),
         ("fleet_retained_messages{fleet=\"prod\"}", Some(1)),
         ("fleet_retained_messages_limit{fleet=\"prod\"}", Some(1)),
         ("fleet_retained_messages{fleet=\"test\"}", Some(0)),
