@@ -5,23 +5,28 @@
 //! and its session reads the store. Log lines may get lost here, retained messages never.
 
 mod passed;
+mod places;
+mod pump;
+mod wire;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use hoist_protocol::{AgentName, Channel, FleetName, Machine};
+use hoist_protocol::{Channel, FleetName};
 use rumqttd::local::{LinkError, LinkRx, LinkTx};
-use rumqttd::protocol::{Disconnect, DisconnectReasonCode, Packet};
-use rumqttd::{Broker, Config, Notification, RouterConfig};
-use tokio::sync::{mpsc, oneshot};
+use rumqttd::{Broker, Config, RouterConfig};
+use tokio::sync::mpsc;
 use tracing::debug;
 
-use crate::inbox::{Event, Inbox, Via};
-use crate::message::{Author, Commit, Extras, Message, Qos};
-use crate::settings::Fleets;
+use crate::inbox::Inbox;
+use crate::message::Message;
+use crate::settings::{Fleets, WATCHERS};
 use crate::thread::Thread;
 use passed::Passed;
+use places::Places;
+use pump::Pump;
+pub(crate) use pump::Watch;
 
 /// What may be watched; an echo is between an agent and itself.
 const CHANNELS: [Channel; 5] = [
@@ -31,9 +36,6 @@ const CHANNELS: [Channel; 5] = [
     Channel::History,
     Channel::Log,
 ];
-
-/// Most sessions that watch the fleet at once.
-const WATCHERS_LEN: usize = 1024;
 
 /// The length of a channel's log in the router: segments, and bytes of each. What falls out of it before a watcher has
 /// read it is read from the store. rumqttd counts topics and payloads alone, and an entry costs some 400 bytes more: a log
@@ -65,42 +67,33 @@ impl From<LinkError> for RouterError {
     }
 }
 
-/// How far each channel is numbered.
-type Positions = Arc<[AtomicU64; CHANNELS.len()]>;
-
-/// How many watch each channel.
-type Watchers = Arc<[AtomicUsize; CHANNELS.len()]>;
-
-/// The names of links that are in use, and for which fleet; the router remembers every name for ever.
-type Names = Arc<Mutex<HashMap<usize, FleetName>>>;
+/// What all sides of the router share, of each channel.
+#[derive(Default)]
+struct Bus {
+    /// How far it is numbered.
+    positions: [AtomicU64; CHANNELS.len()],
+    /// How many watch it.
+    watchers: [AtomicUsize; CHANNELS.len()],
+    passed: Passed,
+}
 
 /// The router's side for sessions.
 pub(crate) struct Router {
     broker: Broker,
-    positions: Positions,
-    passed: Arc<Passed>,
-    watchers: Watchers,
-    fleets: Arc<Fleets>,
-    names: Names,
+    bus: Arc<Bus>,
+    places: Places,
     down: mpsc::UnboundedSender<RouterError>,
 }
 
 /// One way into the router.
 pub(crate) struct Publisher {
     link: LinkTx,
-    positions: Positions,
-    passed: Arc<Passed>,
-    watchers: Watchers,
+    bus: Arc<Bus>,
 }
 
 /// The way for log lines, which never waits.
 #[derive(Clone)]
 pub(crate) struct Relay(mpsc::Sender<Arc<Message>>);
-
-/// One session's watch; it ends when this is dropped.
-pub(crate) struct Watch {
-    commands: mpsc::UnboundedSender<(Channel, oneshot::Sender<()>)>,
-}
 
 /// A session cannot watch the fleet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -124,7 +117,7 @@ impl Router {
         let broker = Broker::new(Config {
             router: RouterConfig {
                 // The watchers and the two publishers.
-                max_connections: WATCHERS_LEN + 2,
+                max_connections: WATCHERS + 2,
                 max_outgoing_packet_count: FORWARD_LEN,
                 max_segment_size: SEGMENT_LEN,
                 max_segment_count: SEGMENTS,
@@ -133,8 +126,7 @@ impl Router {
             },
             ..Config::default()
         });
-        let (positions, watchers) = (Positions::default(), Watchers::default());
-        let passed = Arc::<Passed>::default();
+        let bus = Arc::<Bus>::default();
         let runtime = tokio::runtime::Handle::current();
         let publisher = |name| -> Result<Publisher, RouterError> {
             let (link, answers) = broker.link(name)?;
@@ -142,9 +134,7 @@ impl Router {
             runtime.spawn(hold(answers, down.clone()));
             Ok(Publisher {
                 link,
-                positions: Arc::clone(&positions),
-                passed: Arc::clone(&passed),
-                watchers: Arc::clone(&watchers),
+                bus: Arc::clone(&bus),
             })
         };
         let (store, mut lines) = (publisher("store")?, publisher("lines")?);
@@ -162,11 +152,8 @@ impl Router {
         let lines = lines.map_err(RouterError::Thread)?;
         let router = Self {
             broker,
-            positions,
-            passed,
-            watchers,
-            fleets,
-            names: Arc::default(),
+            bus,
+            places: Places::new(fleets),
             down,
         };
         Ok((router, store, Relay(relay), lines))
@@ -181,11 +168,7 @@ impl Router {
 
     /// How many sessions watch each fleet.
     pub(crate) fn watchers(&self) -> HashMap<FleetName, usize> {
-        let mut watchers = HashMap::new();
-        for fleet in lock(&self.names).values() {
-            *watchers.entry(fleet.clone()).or_default() += 1;
-        }
-        watchers
+        self.places.of_fleets()
     }
 
     /// Opens a link for a session of `fleet`, which tells `inbox`. Blocks for as long as the router takes to
@@ -196,10 +179,8 @@ impl Router {
         fleet: FleetName,
         runtime: &tokio::runtime::Handle,
     ) -> Result<Watch, WatchError> {
-        let quota = self.fleets.get(&fleet).map(|fleet| fleet.quota);
-        let limit = quota.and_then(|quota| quota.watchers);
-        let name = Name::take(&self.names, &fleet, limit)?;
-        let link = self.broker.link(&format!("watch-{}", name.number));
+        let place = self.places.take(&fleet)?;
+        let link = self.broker.link(&place.link_name());
         let (link, notifications) = match link {
             Ok(link) => link,
             Err(error) => {
@@ -208,29 +189,18 @@ impl Router {
                 return Err(WatchError::Down);
             }
         };
-        let (commands, requests) = mpsc::unbounded_channel();
-        let pump = Pump {
-            link,
-            notifications,
-            inbox,
-            fleet,
-            positions: Arc::clone(&self.positions),
-            passed: Arc::clone(&self.passed),
-            watchers: Arc::clone(&self.watchers),
-            waiting: VecDeque::new(),
-            channels: HashMap::new(),
-            counted: Vec::new(),
-        };
+        let bus = Arc::clone(&self.bus);
+        let (watch, pump) = Pump::new((link, notifications), inbox, fleet, bus);
         let down = self.down.clone();
         runtime.spawn(async move {
-            let result = pump.run(requests).await;
-            drop(name);
+            let result = pump.run().await;
+            drop(place);
             if let Err(error) = result {
                 // The receiver is gone only when the broker ends already.
                 down.send(error).ok();
             }
         });
-        Ok(Watch { commands })
+        Ok(watch)
     }
 }
 
@@ -255,13 +225,13 @@ impl Publisher {
             return Ok(());
         };
         // Who begins to watch is counted first and reads the store then: it finds what is not passed here.
-        if self.watchers[position].load(Ordering::SeqCst) == 0 {
+        if self.bus.watchers[position].load(Ordering::SeqCst) == 0 {
             return Ok(());
         }
-        let number = self.positions[position].fetch_add(1, Ordering::SeqCst) + 1;
-        self.passed.note(position, number, message);
+        let number = self.bus.positions[position].fetch_add(1, Ordering::SeqCst) + 1;
+        self.bus.passed.note(position, number, message);
         let channel = message.topic.channel.as_str();
-        self.link.publish(channel, encode(number, message))?;
+        self.link.publish(channel, wire::encode(number, message))?;
         Ok(())
     }
 }
@@ -273,277 +243,19 @@ impl Relay {
     }
 }
 
-impl Watch {
-    /// Begins to watch a channel: what is committed after this returns is told, or its loss is.
-    pub(crate) async fn channel(&self, channel: Channel) -> Result<(), WatchError> {
-        let (done, subscribed) = oneshot::channel();
-        self.commands
-            .send((channel, done))
-            .map_err(|_| WatchError::Down)?;
-        subscribed.await.map_err(|_| WatchError::Down)
-    }
-}
-
-/// A link's name, given back when it is dropped.
-struct Name {
-    number: usize,
-    names: Names,
-}
-
-impl Name {
-    fn take(names: &Names, fleet: &FleetName, limit: Option<usize>) -> Result<Self, WatchError> {
-        let mut taken = lock(names);
-        let of_fleet = || taken.values().filter(|of| *of == fleet).count();
-        if limit.is_some_and(|limit| of_fleet() >= limit) {
-            return Err(WatchError::FleetHasEnough);
-        }
-        let number = (0..WATCHERS_LEN).find(|number| !taken.contains_key(number));
-        let number = number.ok_or(WatchError::TooMany)?;
-        taken.insert(number, fleet.clone());
-        Ok(Self {
-            number,
-            names: Arc::clone(names),
-        })
-    }
-}
-
-fn lock(names: &Names) -> MutexGuard<'_, HashMap<usize, FleetName>> {
-    // Nothing here panics while the lock is held.
-    names.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Drop for Name {
-    fn drop(&mut self) {
-        lock(&self.names).remove(&self.number);
-    }
-}
-
-/// Carries what one session watches from the router to its inbox.
-struct Pump {
-    link: LinkTx,
-    notifications: LinkRx,
-    inbox: Arc<Inbox>,
-    fleet: FleetName,
-    positions: Positions,
-    passed: Arc<Passed>,
-    watchers: Watchers,
-    /// The channels whose subscription the router has not acknowledged yet.
-    waiting: VecDeque<(Channel, oneshot::Sender<()>)>,
-    channels: HashMap<Channel, Progress>,
-    counted: Vec<Counted>,
-}
-
-/// One that watches a channel; it is counted until this is dropped.
-struct Counted {
-    watchers: Watchers,
-    position: usize,
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.watchers[self.position].fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// How far a channel has been read.
-struct Progress {
-    next: u64,
-    commit: Commit,
-}
-
-impl Pump {
-    async fn run(
-        mut self,
-        mut requests: mpsc::UnboundedReceiver<(Channel, oneshot::Sender<()>)>,
-    ) -> Result<(), RouterError> {
-        loop {
-            tokio::select! {
-                request = requests.recv() => match request {
-                    Some((channel, done)) => self.subscribe(channel, done)?,
-                    None => break,
-                },
-                notification = self.notifications.next() => {
-                    if let Some(notification) = notification? {
-                        self.take(notification)?;
-                    }
-                }
-            }
-        }
-        // Nothing may be sent on this link afterwards: the router would not survive it.
-        let goodbye = Disconnect {
-            reason_code: DisconnectReasonCode::NormalDisconnection,
-        };
-        self.link.send(Packet::Disconnect(goodbye, None)).await?;
-        Ok(())
-    }
-
-    fn subscribe(
-        &mut self,
-        channel: Channel,
-        done: oneshot::Sender<()>,
-    ) -> Result<(), RouterError> {
-        if self.channels.contains_key(&channel) {
-            // Who no longer waits has no need to know.
-            done.send(()).ok();
-            return Ok(());
-        }
-        if let Some(position) = position(channel) {
-            let watchers = Arc::clone(&self.watchers);
-            watchers[position].fetch_add(1, Ordering::SeqCst);
-            self.counted.push(Counted { watchers, position });
-        }
-        self.link.subscribe(channel.as_str())?;
-        self.waiting.push_back((channel, done));
-        Ok(())
-    }
-
-    fn take(&mut self, notification: Notification) -> Result<(), RouterError> {
-        match notification {
-            Notification::Forward(forward) => self.forward(&forward.publish.payload),
-            Notification::DeviceAck(_) => {
-                if let Some((channel, done)) = self.waiting.pop_front() {
-                    if let Some(position) = position(channel) {
-                        // What has a number up to here was in the store before it was numbered, so it is in
-                        // the snapshot that is read next.
-                        let next = self.positions[position].load(Ordering::SeqCst) + 1;
-                        let commit = Commit::default();
-                        self.channels.insert(channel, Progress { next, commit });
-                    }
-                    done.send(()).ok();
-                }
-            }
-            // The router waits until its last batch is taken.
-            Notification::Unschedule => self.notifications.ready()?,
-            other => debug!(?other, "an unexpected notification of the router"),
-        }
-        Ok(())
-    }
-
-    fn forward(&mut self, bytes: &[u8]) {
-        let Some((number, header)) = decode(bytes) else {
-            debug!("a message on the router's bus that is not ours");
-            return;
-        };
-        let channel = header.channel;
-        if let Some(progress) = self.channels.get_mut(&channel) {
-            if number > progress.next && channel.is_retained() {
-                self.inbox.push(Event::Gap(channel, progress.commit));
-            }
-            progress.next = progress.next.max(number + 1);
-            progress.commit = header.commit.unwrap_or_default().max(progress.commit);
-        }
-        if header.fleet == self.fleet.as_str()
-            && let Some(message) = self.message(number, header)
-        {
-            self.inbox.push(Event::Message(message, Via::Router));
-        }
-    }
-
-    /// The message that others hold already, or one off the bus that others can hold.
-    fn message(&self, number: u64, header: Header<'_>) -> Option<Arc<Message>> {
-        let position = position(header.channel)?;
-        if let Some(message) = self.passed.get(position, number) {
-            return Some(message);
-        }
-        let message = Arc::new(header.message(&self.fleet)?);
-        self.passed.note(position, number, &message);
-        Some(message)
-    }
-}
-
 fn position(channel: Channel) -> Option<usize> {
     CHANNELS.iter().position(|watched| *watched == channel)
-}
-
-/// On the bus: number, commit (0 for none) and author, eight bytes each, then a byte each for channel, QoS, whether
-/// there are extras, and the lengths of the two names, then the names, the extras when there are, the payload.
-const HEADER_LEN: usize = 29;
-
-fn encode(number: u64, message: &Message) -> Vec<u8> {
-    let (fleet, agent) = (&message.topic.machine.fleet, &message.topic.machine.agent);
-    let (fleet, agent) = (fleet.as_str().as_bytes(), agent.as_str().as_bytes());
-    let len = |name: &[u8]| u8::try_from(name.len()).expect("a name has at most 63 bytes");
-    let channel = position(message.topic.channel).unwrap_or(CHANNELS.len());
-    let channel = u8::try_from(channel).expect("there are six channels");
-    let mut bytes =
-        Vec::with_capacity(HEADER_LEN + fleet.len() + agent.len() + message.payload.len());
-    bytes.extend_from_slice(&number.to_le_bytes());
-    bytes.extend_from_slice(&message.commit.map_or(0, Commit::number).to_le_bytes());
-    bytes.extend_from_slice(&message.author.0.to_le_bytes());
-    let extras = u8::from(message.extras.is_some());
-    bytes.extend_from_slice(&[
-        channel,
-        message.qos.number(),
-        extras,
-        len(fleet),
-        len(agent),
-    ]);
-    bytes.extend_from_slice(fleet);
-    bytes.extend_from_slice(agent);
-    if let Some(extras) = &message.extras {
-        extras.encode(&mut bytes);
-    }
-    bytes.extend_from_slice(&message.payload);
-    bytes
-}
-
-struct Header<'a> {
-    commit: Option<Commit>,
-    author: Author,
-    channel: Channel,
-    qos: Qos,
-    fleet: &'a str,
-    agent: &'a str,
-    extras: Option<Extras>,
-    payload: &'a [u8],
-}
-
-fn decode(bytes: &[u8]) -> Option<(u64, Header<'_>)> {
-    let (number, rest) = bytes.split_first_chunk::<8>()?;
-    let (commit, rest) = rest.split_first_chunk::<8>()?;
-    let (author, rest) = rest.split_first_chunk::<8>()?;
-    let (&[channel, qos, with_extras, fleet_len, agent_len], rest) =
-        rest.split_first_chunk::<5>()?;
-    let (fleet, rest) = rest.split_at_checked(fleet_len.into())?;
-    let (agent, mut payload) = rest.split_at_checked(agent_len.into())?;
-    let mut extras = None;
-    if with_extras != 0 {
-        let decoded = Extras::decode(payload)?;
-        (extras, payload) = (Some(decoded.0), decoded.1);
-    }
-    let commit = u64::from_le_bytes(*commit);
-    let header = Header {
-        commit: (commit > 0).then(|| Commit::new(commit)),
-        author: Author(u64::from_le_bytes(*author)),
-        channel: *CHANNELS.get(usize::from(channel))?,
-        qos: Qos::from_number(qos)?,
-        fleet: std::str::from_utf8(fleet).ok()?,
-        agent: std::str::from_utf8(agent).ok()?,
-        extras,
-        payload,
-    };
-    Some((u64::from_le_bytes(*number), header))
-}
-
-impl Header<'_> {
-    fn message(self, fleet: &FleetName) -> Option<Message> {
-        let agent = AgentName::new(self.agent).ok()?;
-        Some(Message {
-            topic: Machine::new(fleet.clone(), agent).topic(self.channel),
-            payload: Arc::from(self.payload),
-            qos: self.qos,
-            commit: self.commit,
-            author: self.author,
-            extras: self.extras.map(Arc::new),
-        })
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
 
+    use hoist_protocol::{AgentName, Machine};
+
     use super::*;
+    use crate::inbox::{Event, Via};
+    use crate::message::{Author, Commit, Extras, Qos};
 
     pub(super) fn message(channel: Channel, commit: u64, len: usize) -> Message {
         let fleet = FleetName::new("prod").unwrap();
@@ -566,20 +278,6 @@ mod tests {
         poll_fn(|context| inbox.poll_take(context)).await
     }
 
-    #[test]
-    fn a_message_comes_off_the_bus_as_it_went_on() {
-        let fleet = FleetName::new("prod").unwrap();
-        for channel in CHANNELS {
-            let message = message(channel, 7, 100);
-            let bytes = encode(9, &message);
-            let (number, header) = decode(&bytes).unwrap();
-            assert_eq!((number, header.message(&fleet)), (9, Some(message)));
-            for len in 0..HEADER_LEN + 9 {
-                assert!(decode(&bytes[..len]).is_none(), "{len} bytes");
-            }
-        }
-    }
-
     #[tokio::test]
     async fn a_router_that_dies_is_noticed_although_nothing_is_published() {
         let (down, mut lost) = mpsc::unbounded_channel();
@@ -600,7 +298,7 @@ mod tests {
             .unwrap();
         let (router, _publisher, relay, lines) = started.unwrap();
         let watched = position(Channel::Log).unwrap();
-        router.watchers[watched].fetch_add(1, Ordering::SeqCst);
+        router.bus.watchers[watched].fetch_add(1, Ordering::SeqCst);
         // No session passes on properties that cannot be written down.
         let extras = Extras {
             properties: Box::from(vec![0; usize::from(u16::MAX) + 1]),

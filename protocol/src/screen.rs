@@ -39,8 +39,8 @@ impl From<VerifiedDeployment> for ScreenedDeployment {
 
 impl TrustedKeys {
     /// Checks what was found on the `deploy` topics of machines, as [`Self::verify`] does, but all signatures together,
-    /// which costs a quarter when there are dozens. The answers have the order of `found`. One signature that does not hold, and each is
-    /// checked by itself.
+    /// which costs a quarter when there are dozens. The answers have the order of `found`. One signature that does not
+    /// hold, and each is checked by itself.
     ///
     /// Whoever has a trusted key's secret half can make a signature that holds here and that no machine accepts. They
     /// gain nothing by that: they could as well sign what no machine can read.

@@ -192,17 +192,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                         pattern.channels.hold(*channel)
                             && self.session.allows(&machine.topic(*channel))
                     });
-                    match self.watch(channels.collect()).await {
-                        Ok(()) => {}
+                    let refused = match self.watch(channels.collect()).await {
+                        Ok(()) => None,
                         Err(WatchError::Down) => return self.session.end(Ended::BrokerFailed),
-                        Err(WatchError::TooMany) => {
-                            self.refused(&request.refuse(NotGranted::Watchers));
-                            continue;
-                        }
-                        Err(WatchError::FleetHasEnough) => {
-                            self.refused(&request.refuse(NotGranted::FleetWatchers));
-                            continue;
-                        }
+                        Err(WatchError::TooMany) => Some(NotGranted::Watchers),
+                        Err(WatchError::FleetHasEnough) => Some(NotGranted::FleetWatchers),
+                    };
+                    if let Some(why) = refused {
+                        self.refused(&request.refuse(why));
+                        continue;
                     }
                 }
             }

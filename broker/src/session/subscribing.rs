@@ -9,6 +9,7 @@ use super::{Effect, Ended, Grant, Request, Session};
 use crate::frame::{Filter, ReasonCode, Retained, Subscribe, Unsubscribe};
 use crate::guard::{Agents, FilterError, Pattern};
 use crate::observe::Reason;
+use crate::settings::WATCHERS;
 use crate::store::Snapshot;
 
 /// How many subscriptions the filters of one packet add.
@@ -34,7 +35,7 @@ pub(crate) enum NotGranted {
     #[error("it has as many as it may (max_subscriptions, max_wildcard_subscriptions)")]
     TooMany,
     /// As many clients as there may be watch their fleets.
-    #[error("1,024 clients watch their fleets already, which is as many as there may be")]
+    #[error("{WATCHERS} clients watch their fleets already, which is as many as there may be")]
     Watchers,
     /// As many clients as there may be watch this fleet.
     #[error("as many clients as may already watch the fleet (its max_watchers)")]

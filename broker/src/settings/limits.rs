@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use super::{Absence, Rate};
 
+/// Clients that watch all machines of their fleets, all fleets together. No setting: the router has room for them from its
+/// start.
+pub(crate) const WATCHERS: usize = 1024;
+
 /// How many of what may be at once, and how often.
 ///
 /// Packet sizes are no settings: they follow from the protocol's largest payloads.

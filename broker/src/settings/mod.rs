@@ -19,6 +19,7 @@ use crate::observe::AuditSettings;
 
 pub use absence::Absence;
 pub use fleets::{Fleet, FleetOptions, Fleets, Quota};
+pub(crate) use limits::WATCHERS;
 pub use limits::{Limits, SessionLimits, Timeouts};
 pub use options::Options;
 pub use rate::{Rate, RateError};

@@ -72,7 +72,8 @@ options! {
     monitors_read_log: bool,
     /// In the file, one table `[fleets.NAME]` for each fleet that is served, with what is its own: ca,
     /// trusted_keys, required_signatures, epoch_keys, monitors_read_log, max_connections,
-    /// max_watchers, max_retained_messages, max_retained_bytes, publish_rate. Without any table, every fleet of the CA is
+    /// max_watchers, max_retained_messages, max_retained_bytes, publish_rate. Without any table, every fleet of the
+    /// CA is
     #[arg(skip)]
     fleets: BTreeMap<FleetName, FleetOptions>,
 

@@ -161,10 +161,14 @@ const WATCHED: [&str; 2] = ["hoist/v1/prod/+/status", "hoist/v1/prod/+/presence"
 
 /// Watches the whole fleet until it has seen something of it.
 async fn watch(identity: Arc<Identity>, address: SocketAddr) {
+    watcher(&identity, address).await.message().await;
+}
+
+async fn watcher(identity: &Identity, address: SocketAddr) -> Client {
     let mut client = identity.tls(address).await;
     client.connect(Connect::new("mon.1")).await;
     client.subscribe(&WATCHED).await;
-    client.message().await;
+    client
 }
 
 /// How often each agent says both where it stands and that it is online, until all that the bus remembers is of them.
@@ -173,9 +177,7 @@ const FILLING: usize = 1000;
 /// Fills what the bus remembers for those who watch. It has a limit, but a round adds so little that it would look like a
 /// leak for a thousand of them.
 async fn fill_the_bus(monitor: &Identity, agents: &[Arc<Identity>], address: SocketAddr) {
-    let mut watcher = monitor.tls(address).await;
-    watcher.connect(Connect::new("mon.1")).await;
-    watcher.subscribe(&WATCHED).await;
+    let mut watcher = watcher(monitor, address).await;
     let watching = tokio::spawn(async move {
         loop {
             watcher.message().await;
@@ -242,7 +244,7 @@ async fn a_day_of_connects_and_publishes_leaves_nothing_behind() {
         while let Some(done) = busy.join_next().await {
             done.unwrap();
         }
-        if round > 0 && round % (rounds / 5).max(1) == 0 {
+        if (round + 1) % (rounds / 5).max(1) == 0 {
             broker.wait_for_quiet(before).await;
             memory.push(broker.memory());
         }

@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 
 use crate::authority::Identity;
 use crate::bench::mqtt::Connection;
+use crate::bench::report::Sample;
 use crate::usage::Usage;
 use crate::world::{FLEET, Site};
 
@@ -462,9 +463,8 @@ impl Agent {
     }
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
+fn median(times: Vec<Duration>) -> Duration {
+    Duration::from_secs_f64(Sample::of_seconds(times).median())
 }
 
 /// Waits until the broker has closed the connections that were dropped.
